@@ -1,0 +1,120 @@
+# Copyright (c) 2026, trtllm.serving contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The work of mixtral_weights: use a directory that is there, or have an importer make one.
+
+Private to the collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.trtllm.serving.plugins.module_utils import _tool_module, _weights
+from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
+    existing_parent,
+    key_of,
+    need_writable,
+    read_manifest,
+    refresh_times,
+    verify,
+)
+from ansible_collections.trtllm.serving.plugins.module_utils._runner import Cancellation, Runner
+
+TOOL = "importer"
+OUTPUT_TOKEN = "{output_dir}"
+
+
+def _describe(path: Path, params: Mapping[str, Any], check_mode: bool, cancellation: Cancellation) -> dict[str, Any]:
+    """What is returned of a directory that is whole; ToolError when it is not."""
+    seen = _weights.inspect(path)
+    _tool_module.refuse(seen.problems)
+    identity = _weights.identify(
+        path,
+        params["home"],
+        name=params.get("name") or None,
+        revision=params.get("revision") or None,
+        full=params.get("verify") == "full",
+        write=not check_mode,
+        tick=cancellation.check,
+    )
+    return {"path": str(path), "identity": identity, "config": seen.summary, "weight_bytes": seen.weight_bytes}
+
+
+def provide(
+    params: Mapping[str, Any], check_mode: bool, cancellation: Cancellation, runner: Runner | None = None
+) -> dict[str, Any]:
+    """The module's work; returns its result. Raises one of _tool_module.REPORTED."""
+    if params.get("path"):
+        path = Path(params["path"])
+        return {"changed": False, **_describe(path, params, check_mode, cancellation)}
+
+    name, revision = str(params.get("name") or ""), str(params.get("revision") or "")
+    if not name or not revision:
+        raise _tool_module.ToolError("give path, or name and revision: without them there are no weights to use")
+    final = Path(params["weights_dir"]) / _weights.directory_name(name, revision)
+    importer = [str(word) for word in params.get("importer") or []]
+    if importer and not any(OUTPUT_TOKEN in word for word in importer):
+        raise _tool_module.ToolError(
+            f"importer has no {OUTPUT_TOKEN} in it: put it where the directory to fill belongs"
+        )
+
+    manifest = read_manifest(final)
+    if manifest is None and final.exists():
+        # Put there by somebody else: used when it is whole, never removed.
+        try:
+            return {"changed": False, **_describe(final, params, check_mode, cancellation)}
+        except _tool_module.ToolError as exc:
+            raise _tool_module.ToolError(
+                f"{exc}; {final} was not made by this collection: complete or remove it"
+            ) from exc
+    checked = verify(final, full=params.get("verify") == "full", kind=_weights.KIND, tick=cancellation.check)
+    if checked.ok:
+        if not check_mode:
+            refresh_times(checked)
+        return {"changed": False, **_describe(final, params, check_mode, cancellation)}
+    if not importer:
+        what = checked.problems[0] if final.exists() else f"{final} does not exist"
+        raise _tool_module.ToolError(f"{what}: give importer, or path of a directory with the weights")
+
+    inputs = {"name": name, "revision": revision}
+
+    def check(path: Path) -> list[str]:
+        return _weights.inspect(path).problems
+
+    job = _tool_module.Job(
+        tool=TOOL,
+        kind=_weights.KIND,
+        final=final,
+        key=key_of(inputs),
+        inputs=inputs,
+        command=lambda output: [word.replace(OUTPUT_TOKEN, str(output)) for word in importer],
+        check=check,
+        home=Path(params["home"]),
+        log_dir=Path(params["log_dir"]),
+        environment={variable: str(value) for variable, value in (params.get("environment") or {}).items()},
+        timeout=params.get("timeout"),
+    )
+    need_writable(final)
+    result: dict[str, Any] = {
+        "reason": checked.problems[0] if final.exists() else f"{final} does not exist yet",
+        "diff": {
+            "before": f"{final}\n" if final.exists() else "",
+            "after": f"{final}\n",
+            "before_header": "weights",
+            "after_header": "weights",
+        },
+    }
+    if check_mode:
+        if not existing_parent(params["home"]).is_dir():
+            raise _tool_module.ToolError(f"{params['home']} is not a directory: choose another home")
+        unknown = {"path": str(final), "identity": None, "config": None, "weight_bytes": None}
+        return {**result, **_tool_module.finish(job, None), **unknown, "changed": True}
+    outcome = _tool_module.make(job, cancellation, runner)
+    return {
+        **result,
+        **_tool_module.finish(job, outcome),
+        **_describe(final, params, check_mode, cancellation),
+    }

@@ -1,0 +1,225 @@
+#!/usr/bin/python
+# Copyright (c) 2026, trtllm.serving contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Start, stop and switch the embedded Triton server of a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: triton_server
+short_description: Start, stop and switch the supervised Triton server of a host
+version_added: 0.1.0
+description:
+  - Runs C(tritonserver) detached under supervisord, from the generation that C(HOME/current) points to.
+  - A switch stops the old server, points C(current) and C(previous), and starts the new one. Signals that come
+    meanwhile wait until the server is started, so that a host is never left with half a switch.
+  - Each switch is a line in C(HOME/ledger.jsonl).
+attributes:
+  check_mode:
+    description: Can run in check mode and report what would change without changing it.
+    support: full
+  diff_mode:
+    description: Shows the generation before and after.
+    support: full
+  platform:
+    description: Operating systems that are supported.
+    platforms: linux
+    support: full
+options:
+  home:
+    description: Absolute path below which everything is kept.
+    type: path
+    required: true
+  state:
+    description:
+      - V(started) has the server run from O(generation).
+      - V(settled) records that O(generation) passed its gate, and removes old generations above O(keep).
+      - V(restored) goes back to O(before) after a gate that failed.
+      - V(stopped) stops it. V(absent) stops it and removes everything that the collection made below O(home).
+    type: str
+    choices: [started, settled, restored, stopped, absent]
+    default: started
+  generation:
+    description: An id below C(HOME/generations), or V(current) or V(previous).
+    type: str
+    default: current
+  restart:
+    description: Restart a server that already runs from O(generation).
+    type: bool
+    default: false
+  before:
+    description: What RV(before) of the switch was; for O(state=restored). Without it the server is only stopped.
+    type: dict
+  reason:
+    description: Why the gate failed; kept in the ledger.
+    type: str
+    default: ""
+  keep:
+    description: How many generations are kept; current and previous always are.
+    type: int
+    default: 3
+  stop_timeout:
+    description: Seconds that the server may take to finish its requests when it is stopped.
+    type: int
+    default: 60
+author:
+  - trtllm.serving contributors (@trtllm)
+"""
+
+EXAMPLES = r"""
+- name: Serve a generation
+  trtllm.serving.triton_server:
+    home: /opt/trtllm
+    generation: 0123456789abcdef
+
+- name: Serve the previous one again
+  trtllm.serving.triton_server:
+    home: /opt/trtllm
+    generation: previous
+
+- name: Stop serving
+  trtllm.serving.triton_server:
+    home: /opt/trtllm
+    state: stopped
+"""
+
+RETURN = r"""
+generation:
+  description: Generation that the server runs from after the task; null when it does not run.
+  returned: always
+  type: str
+before:
+  description: What C(current) and C(previous) named, and which generation ran, before the task.
+  returned: always
+  type: dict
+  sample: {"current": "0123456789abcdef", "previous": null, "running": "0123456789abcdef"}
+pruned:
+  description: Generations that were removed.
+  returned: when O(state=settled)
+  type: list
+  elements: str
+duration_s:
+  description: Seconds from the first change to the started server.
+  returned: always
+  type: float
+"""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError
+from ansible_collections.trtllm.serving.plugins.module_utils._generation import prune
+from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
+from ansible_collections.trtllm.serving.plugins.module_utils._server import Server, ServerError, previous_after
+
+
+def started(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
+    before = server.links()
+    if check_mode and not server.known(params["generation"]):
+        # Only check mode comes here before the generation is assembled.
+        return {"changed": True, "generation": None}
+    generation = server.resolve(params["generation"])
+    running = server.running()
+    changed = running != generation or before["current"] != generation or params["restart"]
+    if changed and not check_mode:
+        begun = time.monotonic()
+        server.switch(generation, previous_after(before, generation), params["stop_timeout"])
+        server.ledger("switch", generation, "started", time.monotonic() - begun, before=before["current"])
+    return {"changed": changed, "generation": generation}
+
+
+def settled(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
+    if check_mode:
+        return {"changed": False, "generation": server.running(), "pruned": []}
+    server.ledger("gate", params["generation"], "passed", 0.0)
+    pruned = prune(server.home, params["keep"])
+    return {"changed": bool(pruned), "generation": server.running(), "pruned": pruned}
+
+
+def restored(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
+    before = params["before"] or {}
+    target: Optional[str] = before.get("current")
+    failed = server.links()["current"]
+    if check_mode:
+        return {"changed": True, "generation": target}
+    begun = time.monotonic()
+    # Going back is only worth a restart when there is another generation to go back to.
+    if target is None or target == failed:
+        server.stop(params["stop_timeout"])
+        target = None
+    else:
+        server.switch(server.resolve(target), before.get("previous"), params["stop_timeout"])
+    server.ledger("restore", target, "failed %s" % failed, time.monotonic() - begun, reason=params["reason"])
+    return {"changed": True, "generation": target}
+
+
+def stopped(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
+    alive = server.supervisor_pid() is not None or server.server_pid() is not None
+    if not check_mode and server.home.is_dir():
+        begun = time.monotonic()
+        server.stop(params["stop_timeout"])
+        if alive:
+            server.ledger("stop", server.links()["current"], "stopped", time.monotonic() - begun)
+    return {"changed": alive, "generation": None}
+
+
+def absent(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
+    result = stopped(server, params, check_mode)
+    there = server.home.is_dir()
+    if there and not check_mode:
+        result["changed"] = bool(server.remove()) or result["changed"]
+    elif there:
+        result["changed"] = True
+    return result
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=dict(
+            home=dict(type="path", required=True),
+            state=dict(
+                type="str", default="started", choices=["started", "settled", "restored", "stopped", "absent"]
+            ),
+            generation=dict(type="str", default="current"),
+            restart=dict(type="bool", default=False),
+            before=dict(type="dict"),
+            reason=dict(type="str", default=""),
+            keep=dict(type="int", default=3),
+            stop_timeout=dict(type="int", default=60),
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+    server = Server(Path(params["home"]))
+    actions = {"started": started, "settled": settled, "restored": restored, "stopped": stopped, "absent": absent}
+    action = actions[params["state"]]
+    before: Dict[str, Optional[str]] = {**server.links(), "running": server.running()}
+    begun = time.monotonic()
+    # A switch is finished once begun: a host must not be left between two generations.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        if module.check_mode or not server.home.is_dir():
+            result = action(server, params, module.check_mode)
+        else:
+            with HostLock(server.home, "server: %s" % params["state"]):
+                result = action(server, params, False)
+    except (ServerError, ArtifactError, LockError, OSError) as exc:
+        module.fail_json(msg=str(exc), before=before)
+    result["before"] = before
+    result["duration_s"] = round(time.monotonic() - begun, 3)
+    result["diff"] = {
+        "before": "%s\n" % (before["running"] or "not running"),
+        "after": "%s\n" % (result["generation"] or "not running"),
+    }
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from jinja2 import Undefined
-
 from ansible_collections.trtllm.serving.plugins.module_utils import _pbtxt
+from jinja2 import Undefined
 
 
 def _filter(name: str, function: Callable[..., str]) -> Callable[..., str]:

@@ -190,6 +190,7 @@ def convert(
         check=lambda path: check_content(path, sizes),
         home=Path(params["home"]),
         log_dir=Path(params["log_dir"]),
+        before=_tool_module.stamp(final),
         environment={name: str(value) for name, value in (params.get("environment") or {}).items()},
         timeout=params.get("timeout"),
     )

@@ -239,6 +239,7 @@ def build(
         check=check,
         home=Path(params["home"]),
         log_dir=Path(params["log_dir"]),
+        before=_tool_module.stamp(final),
         environment={name: str(value) for name, value in (params.get("environment") or {}).items()},
         timeout=params.get("timeout"),
     )

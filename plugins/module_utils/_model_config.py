@@ -35,7 +35,7 @@ class Unavailable(RuntimeError):
     """The parser's packages cannot be imported."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _schema() -> Any:
     """The module model_config_pb2. The package tritonclient.grpc is not imported, for it imports grpcio."""
     try:

@@ -100,7 +100,7 @@ def _scalar(option: Option, value: object) -> tuple[object, str | None]:
     typed: object = value
     choices = option.get("choices")
     if kind.startswith("enum:"):
-        choices, kind = kind[len("enum:"):].split("|"), "str"
+        choices, kind = kind[len("enum:") :].split("|"), "str"
     if kind in ("int", "float"):
         typed = _number(kind, value)
         if typed is None:
@@ -165,10 +165,7 @@ def effective_options(tool: str, release: str, options: Mapping[str, object]) ->
     given, problems = _examine(tool, release, options)
     if problems:
         raise OptionError(problems)
-    return {
-        name: given.get(name, option.get("default"))
-        for name, option in _by_dest(tool, release).items()
-    }
+    return {name: given.get(name, option.get("default")) for name, option in _by_dest(tool, release).items()}
 
 
 def to_argv(tool: str, release: str, options: Mapping[str, object]) -> list[str]:

@@ -16,7 +16,7 @@ import shutil
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     key_of,
@@ -116,10 +116,10 @@ def survey(home: Path, release: str, tree_digest: str, requirements: str, tables
     """What is installed already, and what is not as it should be."""
     inputs = venv_inputs(requirements, python)
     venv = home / "venvs" / short_key(key_of(inputs))
-    identity = {"tree": tree_digest, "tables": tables, "release": release, "environment": inputs}
-    root = home / "src" / ("reference-%s-%s" % (release, short_key(key_of(identity))))
-    # Neither the interpreter's version nor the machine type changes what is computed.
-    digest = "reference@sha256:" + key_of({"tree": tree_digest, "tables": tables, "requirements": inputs["requirements"]})
+    # Neither the interpreter's version nor the machine type changes what is computed: they are no part of this.
+    key = key_of({"tree": tree_digest, "tables": tables, "requirements": inputs["requirements"]})
+    root = home / "src" / ("reference-%s-%s" % (release, short_key(key)))
+    digest = "reference@sha256:" + key
     backend = Backend(home, release, python.version, root, venv, digest)
     if not same_stamp(venv, inputs):
         backend.needs_venv = True
@@ -170,7 +170,7 @@ def make_venv(
                         "installing the backend's Python packages failed: %s (log %s; without a package index, "
                         "set tensorrtllm_backend_build_wheelhouse)" % (said[-1].strip(), log)
                     )
-            _link_backends(backend)
+            _link_parts(backend, python)
             _write_stamp(backend.venv, inputs)
         except BaseException:
             remove_tree(backend.venv)
@@ -196,21 +196,17 @@ def _write_stamp(venv: Path, inputs: Mapping[str, Any]) -> None:
     os.rename(str(partial), str(venv / STAMP))
 
 
-def triton_dir(backend: Backend) -> Path:
-    return backend.site / "pytriton" / "tritonserver"
-
-
-def _link_backends(backend: Backend) -> None:
-    """Triton's own Python backend needs its stub beside it, and finds its libraries through the link's target."""
-    triton = triton_dir(backend)
-    target = backend.venv / "triton_backends" / "python"
-    target.mkdir(parents=True)
-    for source in sorted((triton / "backends" / "python").iterdir()):
-        (target / source.name).symlink_to(source)
+def _link_parts(backend: Backend, python: Python) -> None:
+    """Names in the environment that are the same for every Python, for all that starts the server."""
+    triton = Path("lib", "python" + backend.python_version, "site-packages", "pytriton", "tritonserver")
+    libraries = triton.parent.parent / "nvidia_pytriton.libs"
     stub = triton / "python_backend_stubs" / backend.python_version / "triton_python_backend_stub"
-    if not stub.is_file():
+    if not (backend.venv / stub).is_file():
         raise InstallError("nvidia-pytriton has no stub for Python %s: use 3.10, 3.11 or 3.12" % backend.python_version)
-    (target / stub.name).symlink_to(stub)
+    (backend.venv / "triton").symlink_to(triton)
+    (backend.venv / "triton_libs").symlink_to(libraries)
+    (backend.venv / "triton_stub").symlink_to(stub)
+    (backend.venv / "libpython").symlink_to(python.library_dir or libraries)
 
 
 def make_tree(backend: Backend, archive: Path, identity: Mapping[str, Any]) -> None:
@@ -231,15 +227,15 @@ def make_tree(backend: Backend, archive: Path, identity: Mapping[str, Any]) -> N
                 with source, open(str(target), "wb") as stream:
                     shutil.copyfileobj(source, stream)
                 target.chmod(0o750 if member.mode & 0o100 else 0o640)
-        backends = made.path / "backends"
-        (backends / "python").symlink_to(backend.venv / "triton_backends" / "python")
+        # Triton refuses a backend library outside its backend directory. The stub finds its own libraries through
+        # the link's target.
+        python = made.path / "backends" / "python"
+        shutil.copytree(str(backend.home / "venv" / "triton" / "backends" / "python"), str(python))
+        (python / "triton_python_backend_stub").symlink_to(Path("..", "..", "..", "..", "venv", "triton_stub"))
 
 
-def library_path(backend: Backend, python: Optional[Python]) -> str:
-    parts = [str(backend.site / "nvidia_pytriton.libs")]
-    if python is not None and python.library_dir:
-        parts.append(python.library_dir)
-    return ":".join(parts)
+def library_path(home: Path) -> str:
+    return "%s:%s" % (home / "venv" / "triton_libs", home / "venv" / "libpython")
 
 
 def python_of(home: Path, named: str) -> Python:

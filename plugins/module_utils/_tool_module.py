@@ -18,6 +18,7 @@ from typing import Any, Callable
 
 from ansible_collections.trtllm.serving.plugins.module_utils import _releases
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
+    MANIFEST,
     ArtifactError,
     PathLike,
     describe_files,
@@ -142,9 +143,21 @@ def difference(final: Path, kind: str, inputs: Mapping[str, Any]) -> dict[str, s
     return shown
 
 
+def stamp(final: PathLike) -> tuple[int, int] | None:
+    """What changes when an artefact is replaced; None when there is none."""
+    try:
+        status = os.stat(os.path.join(final, MANIFEST))
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class Job:
-    """One artefact to be made by one run of a tool."""
+    """One artefact to be made by one run of a tool.
+
+    ``before`` is the stamp of what was found there and judged not good enough.
+    """
 
     tool: str
     kind: str
@@ -155,6 +168,7 @@ class Job:
     check: Callable[[Path], list[str]]
     home: Path
     log_dir: Path
+    before: tuple[int, int] | None
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
 
@@ -166,13 +180,13 @@ class Job:
 def make(job: Job, cancellation: Cancellation, runner: Runner | None = None) -> RunResult | None:
     """Runs the tool under the host's lock and puts what it made into place; None when another run just did."""
     runner = runner or NativeRunner(cancellation)
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    log_file = job.log_dir / f"{job.tool}-{short_key(job.key)}-{stamp}.log"
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    log_file = job.log_dir / f"{job.tool}-{short_key(job.key)}-{now}.log"
     details: dict[str, Any] = {"command": job.shown_command(), "log_file": str(log_file)}
     with HostLock(job.home, f"{job.tool} {short_key(job.key)}") as lock:
         cancellation.on_stop(lock.mark_stopping)
         try:
-            if verify(job.final, kind=job.kind, key=job.key).ok and not job.check(job.final):
+            if stamp(job.final) != job.before and verify(job.final, kind=job.kind, key=job.key).ok:
                 return None
             with making(job.final, job.kind, job.inputs, key=job.key, tick=cancellation.check) as made:
                 result = _run(job, runner, made.path, log_file)

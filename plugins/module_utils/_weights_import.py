@@ -36,7 +36,7 @@ def _describe(path: Path, params: Mapping[str, Any], check_mode: bool, cancellat
         params["home"],
         name=params.get("name") or None,
         revision=params.get("revision") or None,
-        full=params.get("verify") == "full",
+        full=full,
         write=not check_mode,
         tick=cancellation.check,
     )
@@ -47,9 +47,10 @@ def provide(
     params: Mapping[str, Any], check_mode: bool, cancellation: Cancellation, runner: Runner | None = None
 ) -> dict[str, Any]:
     """The module's work; returns its result. Raises one of _tool_module.REPORTED."""
+    full = params.get("verify") == "full"
     if params.get("path"):
         path = Path(params["path"])
-        return {"changed": False, **_describe(path, params, check_mode, cancellation)}
+        return {"changed": False, **_describe(path, params, check_mode, cancellation, full=full)}
 
     name, revision = str(params.get("name") or ""), str(params.get("revision") or "")
     if not name or not revision:
@@ -65,16 +66,17 @@ def provide(
     if manifest is None and final.exists():
         # Put there by somebody else: used when it is whole, never removed.
         try:
-            return {"changed": False, **_describe(final, params, check_mode, cancellation)}
+            return {"changed": False, **_describe(final, params, check_mode, cancellation, full=full)}
         except _tool_module.ToolError as exc:
             raise _tool_module.ToolError(
                 f"{exc}; {final} was not made by this collection: complete or remove it"
             ) from exc
-    checked = verify(final, full=params.get("verify") == "full", kind=_weights.KIND, tick=cancellation.check)
+    before = _tool_module.stamp(final)
+    checked = verify(final, full=full, kind=_weights.KIND, tick=cancellation.check)
     if checked.ok:
         if not check_mode:
             refresh_times(checked)
-        return {"changed": False, **_describe(final, params, check_mode, cancellation)}
+        return {"changed": False, **_describe(final, params, check_mode, cancellation, full=False)}
     if not importer:
         what = checked.problems[0] if final.exists() else f"{final} does not exist"
         raise _tool_module.ToolError(f"{what}: give importer, or path of a directory with the weights")
@@ -94,6 +96,7 @@ def provide(
         check=check,
         home=Path(params["home"]),
         log_dir=Path(params["log_dir"]),
+        before=before,
         environment={variable: str(value) for variable, value in (params.get("environment") or {}).items()},
         timeout=params.get("timeout"),
     )
@@ -116,5 +119,5 @@ def provide(
     return {
         **result,
         **_tool_module.finish(job, outcome),
-        **_describe(final, params, check_mode, cancellation),
+        **_describe(final, params, check_mode, cancellation, full=False),
     }

@@ -138,7 +138,6 @@ from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
     make_venv,
     python_of,
     survey,
-    triton_dir,
 )
 from ansible_collections.trtllm.serving.plugins.module_utils._releases import UnknownRelease, get
 from ansible_collections.trtllm.serving.plugins.module_utils._runner import Cancellation, NativeRunner, RunnerError
@@ -152,7 +151,8 @@ def describe(backend: Backend, converter: str) -> Dict[str, Any]:
         "python_ready": backend.python.exists(),
         "convert_checkpoint": [str(backend.python), str(backend.root / converter)],
         "trtllm_build": [str(backend.python), str(backend.root / "bin" / "trtllm-build")],
-        "tritonserver": str(triton_dir(backend) / "bin" / "tritonserver"),
+        "tritonserver": str(backend.home / "venv" / "triton" / "bin" / "tritonserver"),
+        "library_path": library_path(backend.home),
     }
 
 
@@ -181,7 +181,6 @@ def main() -> None:
             home, release.version, str(params["digest"]), params["requirements"], str(params["tables"]), python
         )
         result = describe(backend, release.converter)
-        result["library_path"] = library_path(backend, python)
         result["repaired"] = list(backend.problems)
         result["changed"] = backend.changed
         missing = [str(path) for needed, path in ((backend.needs_venv, backend.venv), (backend.needs_tree, backend.root)) if needed]

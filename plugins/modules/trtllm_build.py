@@ -28,7 +28,8 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Writes nothing. When the checkpoint does not exist yet, the result is changed with RV(key) and RV(path) null.
+    details: >-
+      Writes nothing. When the checkpoint does not exist yet, the result is changed with RV(key) and RV(path) null.
   diff_mode:
     support: full
     details: Names the inputs that differ from those of the engine made last in O(engines_dir).

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ansible_collections.trtllm.serving.plugins.module_utils._pbtxt import parameter
 from ansible_collections.trtllm.serving.tests.unit.config import _render
 from ansible_collections.trtllm.serving.tests.unit.config._render import CASES, LINES, MODELS

@@ -87,6 +87,7 @@ EMPTY: Table = {"options": []}
 
 # version: backend tag, its commit, its TensorRT-LLM submodule, NGC tags, CUDA, TensorRT, driver, Dockerfile
 _Row = tuple[str, str, str, tuple[str, ...], str, str, str, str]
+# fmt: off
 _ROWS: dict[str, _Row] = {
     "0.12.0": ("v0.12.0", "9a78477873574098c32467f0fd8a9d3b4c243d9b", "28fb9aacaa5a05494635194a9cbb264da9a744bd",
                ("24.08",), "12.5.1", "10.3.0", "555.42.06", DOCKERFILE_A),
@@ -125,6 +126,7 @@ _ROWS: dict[str, _Row] = {
     "1.2.1": ("r26.07", "3bc115373ce1fde1d94891964b492449402e3a68", "ca88df0a400515b8206a19eb30cd047eb7661035",
               ("26.07", "26.06", "26.05", "26.04"), "13.1.0", "10.14.1.48", "590.44.01", DOCKERFILE_B),
 }
+# fmt: on
 
 # NGC 25.11 names its TensorRT-LLM by the longer version.
 _ALIASES = {"1.0.3.2510": "1.0.3"}

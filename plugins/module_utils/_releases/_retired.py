@@ -61,7 +61,7 @@ ADVICE: dict[str, dict[str, str]] = {
     },
     "trtllm_build": {
         "auto_parallel": "use tp_size and pp_size of convert_checkpoint",
-        "builder_force_num_profiles": "set FORCE_NUM_PROFILES in the tool's environment",
+        "builder_force_num_profiles": "leave it out, the library reads it from its environment",
         "builder_opt": "leave it out",
         "cluster_key": "leave it out",
         "context_fmha_fp32_acc": "it is a setting of the runtime now",

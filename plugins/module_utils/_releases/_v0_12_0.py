@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from ._table import DTYPES, FP8, GEMM, SWITCH, Table, table
 
+# One option a line, as far as it fits.
+# fmt: off
 CONVERT_CHECKPOINT: Table = table(
     {"flags": ["--model_dir"], "type": "str", "default": None},
     {"flags": ["--meta_ckpt_dir"], "type": "str", "default": None},

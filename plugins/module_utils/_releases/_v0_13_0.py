@@ -13,6 +13,8 @@ from __future__ import annotations
 from . import _v0_12_0
 from ._table import FP8, SWITCH, Table, revise
 
+# One option a line, as far as it fits.
+# fmt: off
 CONVERT_CHECKPOINT: Table = revise(
     _v0_12_0.CONVERT_CHECKPOINT,
     add=[

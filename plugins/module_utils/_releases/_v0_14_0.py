@@ -13,6 +13,8 @@ from __future__ import annotations
 from . import _v0_13_0
 from ._table import LOG_LEVELS, Table, revise
 
+# One option a line, as far as it fits.
+# fmt: off
 CONVERT_CHECKPOINT: Table = revise(
     _v0_13_0.CONVERT_CHECKPOINT,
     change=[

@@ -14,6 +14,8 @@ from __future__ import annotations
 from . import _v0_16_0
 from ._table import Table, revise
 
+# One option a line, as far as it fits.
+# fmt: off
 CONVERT_CHECKPOINT: Table = revise(
     _v0_16_0.CONVERT_CHECKPOINT,
     add=[

@@ -13,6 +13,8 @@ from __future__ import annotations
 from . import _v0_19_0
 from ._table import SWITCH, Table, revise
 
+# One option a line, as far as it fits.
+# fmt: off
 CONVERT_CHECKPOINT: Table = _v0_19_0.CONVERT_CHECKPOINT
 
 TRTLLM_BUILD: Table = revise(

@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 import yaml
 from ansible.plugins.filter.core import FilterModule as CoreFilters
-
 from ansible_collections.trtllm.serving.plugins.filter.pbtxt import FilterModule
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +46,7 @@ TUTORIAL: dict[str, Any] = {
 
 HOSTILE_STRINGS = (
     "/srv/with space/and 'single' and \"double\" quotes",
-    "C:\\back\\slash\\n\\\"end\\",
+    'C:\\back\\slash\\n\\"end\\',
     'new\nline\rreturn\ttab" } parameters { key: "x',
     "/srv/größe/日本語/\U0001f680/\u2028\u0085\x01\x7f",
     "# no comment %s %(x)d $HOME `id` {x} ;&|<>",
@@ -56,7 +55,7 @@ HOSTILE: dict[str, Any] = {
     "triton_serve_tokenizer_dir": HOSTILE_STRINGS[0],
     "triton_serve_engine_dir": HOSTILE_STRINGS[1],
     "triton_serve_batch_scheduler_policy": HOSTILE_STRINGS[2],
-    "triton_serve_preprocessing_parameters": {"a \"key\"\n\\": HOSTILE_STRINGS[3]},
+    "triton_serve_preprocessing_parameters": {'a "key"\n\\': HOSTILE_STRINGS[3]},
     "triton_serve_postprocessing_parameters": {"k": HOSTILE_STRINGS[3]},
     "triton_serve_tensorrt_llm_bls_parameters": {"k": HOSTILE_STRINGS[4]},
     "triton_serve_tensorrt_llm_parameters": {"k": HOSTILE_STRINGS[3], "l": HOSTILE_STRINGS[4]},

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from ansible_collections.trtllm.serving.plugins.module_utils import _model_config
 from ansible_collections.trtllm.serving.tests.unit.config import _render
 
@@ -38,7 +37,11 @@ def test_parse_gives_plain_types() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
-        ('name: "m"\nmax_batchsize: 1\n', "2:1", 'Message type "inference.ModelConfig" has no field named "max_batchsize"'),
+        (
+            'name: "m"\nmax_batchsize: 1\n',
+            "2:1",
+            'Message type "inference.ModelConfig" has no field named "max_batchsize"',
+        ),
         ("max_batch_size: ${triton_max_batch_size}\n", "1:17", "placeholder ${triton_max_batch_size} is not filled"),
         ('name: "${name}"\n', "1:8", "placeholder ${name} is not filled"),
         ("max_batch_size: x\n", "1:17", "Couldn't parse integer: x"),
@@ -75,8 +78,10 @@ def test_steps_must_be_models() -> None:
     changed = texts()
     del changed["postprocessing"]
     assert _model_config.check_repository(changed) == [
-        "ensemble/config.pbtxt: step 'postprocessing' is not a model here;"
-        " there are ensemble, preprocessing, tensorrt_llm, tensorrt_llm_bls"
+        (
+            "ensemble/config.pbtxt: step 'postprocessing' is not a model here;"
+            " there are ensemble, preprocessing, tensorrt_llm, tensorrt_llm_bls"
+        )
     ]
 
 
@@ -98,7 +103,10 @@ def fresh_schema() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh_schema")
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("google.protobuf", "install the Python package protobuf"), ("tritonclient", "install the Python package tritonclient")],
+    [
+        ("google.protobuf", "install the Python package protobuf"),
+        ("tritonclient", "install the Python package tritonclient"),
+    ],
 )
 def test_missing_packages_are_a_failure_of_their_own(
     monkeypatch: pytest.MonkeyPatch, missing: str, message: str

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import pytest
-
 from ansible_collections.trtllm.serving.plugins.module_utils import _model_config, _pbtxt
 from ansible_collections.trtllm.serving.tests.unit.config._render import HOSTILE_STRINGS
 
@@ -17,7 +16,9 @@ def read_back(literal: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("text", [*HOSTILE_STRINGS, "", '"', "\\", "\\n", "'", "\n", "\0", "\x1b[0m", "\\101", "\u2029"])
+@pytest.mark.parametrize(
+    "text", [*HOSTILE_STRINGS, "", '"', "\\", "\\n", "'", "\n", "\0", "\x1b[0m", "\\101", "\u2029"]
+)
 def test_strings_come_back_exactly(text: str) -> None:
     literal = _pbtxt.quote(text)
     assert read_back(literal) == text

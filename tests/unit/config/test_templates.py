@@ -15,7 +15,6 @@ import jinja2
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.trtllm.serving.plugins.module_utils import _model_config
 from ansible_collections.trtllm.serving.plugins.module_utils._pbtxt import parameter
 from ansible_collections.trtllm.serving.tests.unit.config import _render

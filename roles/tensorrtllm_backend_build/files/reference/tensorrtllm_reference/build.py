@@ -11,9 +11,20 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-from .cli import Log, Release, ToolError, build_parser, clock, defaults, load_release, option_dest, refuse
+from .cli import (
+    Log,
+    Release,
+    ToolError,
+    build_parser,
+    clock,
+    defaults,
+    load_release,
+    option_dest,
+    refuse,
+    refuse_same_directory,
+)
 from .convert import rank_shapes
 from .engine_file import EngineTensor, write_engine
 from .hf import read_json
@@ -134,7 +145,7 @@ def resolve(
 
 def _num_tokens(
     values: dict[str, Any], plugins: dict[str, Any], batch: int, input_len: int, seq_len: int, log: Log
-) -> tuple[int, Optional[int]]:
+) -> tuple[int, int | None]:
     num_tokens, optimum = values["max_num_tokens"], values["opt_num_tokens"]
     most = seq_len * batch
     if not plugins.get("remove_input_padding"):
@@ -187,7 +198,8 @@ def _kv_cache_type(values: dict[str, Any], log: Log) -> str:
         implied = "paged" if values["paged_kv_cache"] == "enable" else "continuous"
         if chosen is not None and chosen != implied:
             raise ToolError(
-                f"--paged_kv_cache {values['paged_kv_cache']} contradicts --kv_cache_type {chosen}: give only the latter",
+                f"--paged_kv_cache {values['paged_kv_cache']} contradicts --kv_cache_type {chosen}: "
+                "give only the latter",
                 "ValueError",
             )
         chosen = implied
@@ -196,7 +208,7 @@ def _kv_cache_type(values: dict[str, Any], log: Log) -> str:
     return (chosen or "paged").upper()
 
 
-def check_gemm_plugin(value: Optional[str], dtype: str) -> None:
+def check_gemm_plugin(value: str | None, dtype: str) -> None:
     """A kernel's type must be that of the weights it multiplies."""
     if value in ("fp8", "nvfp4"):
         refuse([("gemm_plugin", value, "fp8 and fp4 are not computed")])
@@ -259,7 +271,7 @@ def build_rank(
     return path
 
 
-def main(argv: Optional[Sequence[str]] = None, release: Optional[Release] = None) -> None:
+def main(argv: Sequence[str] | None = None, release: Release | None = None) -> None:
     release = release or load_release()
     table = release.trtllm_build
     parser = build_parser("trtllm-build", table)
@@ -282,6 +294,7 @@ def main(argv: Optional[Sequence[str]] = None, release: Optional[Release] = None
         raise ToolError("--checkpoint_dir is required", "ValueError")
     if values["workers"] < 1:
         raise ToolError(f"--workers must be at least 1, but is {values['workers']}", "ValueError")
+    refuse_same_directory(values["checkpoint_dir"], values["output_dir"])
     config, mapping = read_checkpoint(values["checkpoint_dir"])
     for name in ("tp_size", "pp_size", "cp_size"):
         if name in values and values[name] not in (given_defaults[name], getattr(mapping, name)):

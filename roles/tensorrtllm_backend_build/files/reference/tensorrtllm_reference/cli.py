@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Any, NoReturn
 
 from .tensors import WeightsError
 
@@ -46,8 +46,11 @@ def load_release() -> Release:
     root = Path(__file__).resolve().parents[1]
     recorded = root / "release.json"
     if recorded.exists():
-        data = json.loads(recorded.read_text(encoding="utf-8"))
-        return Release(data["release"], data["convert_checkpoint"], data["trtllm_build"], data["launch"])
+        try:
+            data = json.loads(recorded.read_text(encoding="utf-8"))
+            return Release(data["release"], data["convert_checkpoint"], data["trtllm_build"], data["launch"])
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ToolError(f"{recorded} is damaged ({exc!r}): install this tree again") from exc
     package = root.parents[3] / "plugins" / "module_utils" / "_releases"
     if not (package / "__init__.py").exists():
         raise ToolError(f"{recorded} is missing: install this tree with the role tensorrtllm_backend_build")
@@ -93,6 +96,8 @@ def _enum(values: list[str]) -> Callable[[str], str]:
 
 def build_parser(prog: str, table: Table) -> argparse.ArgumentParser:
     """A parser that takes exactly the options of the table; abbreviations are taken as upstream takes them."""
+    if not table["options"]:
+        raise ToolError(f"the release has no {prog}: it serves without engines")
     parser = argparse.ArgumentParser(prog=prog, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     types: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
     for option in table["options"]:
@@ -145,6 +150,12 @@ def clock(seconds: float) -> str:
     return time.strftime("%H:%M:%S", time.gmtime(seconds))
 
 
+def refuse_same_directory(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> None:
+    """Both have a config.json: writing one into the other's directory would destroy it."""
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise ToolError(f"--output_dir {target} is the input directory too: choose another one", "ValueError")
+
+
 def refuse(options: Sequence[tuple[str, Any, str]]) -> None:
     """Fail when there is an option (name, value, reason) that this backend cannot honour."""
     if options:
@@ -155,7 +166,7 @@ def refuse(options: Sequence[tuple[str, Any, str]]) -> None:
         )
 
 
-def run(main: Callable[[Optional[Sequence[str]]], None], argv: Optional[Sequence[str]] = None) -> NoReturn:
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a tool: exit code 0, 1 with the error as the last line of standard error, or argparse's 2."""
     try:
         main(argv)

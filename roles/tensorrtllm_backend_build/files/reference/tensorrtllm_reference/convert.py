@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
-from .cli import Log, Release, ToolError, build_parser, clock, defaults, load_release, refuse
+from .cli import Log, Release, ToolError, build_parser, clock, defaults, load_release, refuse, refuse_same_directory
 from .hf import MixtralConfig, MixtralWeights
 from .mapping import Mapping
 from .tensors import CARRIERS, Array, PathLike, SafetensorsWriter, cast, sync_directory, write_json
@@ -225,7 +225,7 @@ def _refuse_contradictions(values: dict[str, Any], given_defaults: dict[str, Any
             raise ToolError(f"--{name} {values[name]} contradicts the model, which has {field} {actual}", "ValueError")
 
 
-def main(argv: Optional[Sequence[str]] = None, release: Optional[Release] = None) -> None:
+def main(argv: Sequence[str] | None = None, release: Release | None = None) -> None:
     release = release or load_release()
     table = release.convert_checkpoint
     args = vars(build_parser("convert_checkpoint.py", table).parse_args(argv))
@@ -238,8 +238,9 @@ def main(argv: Optional[Sequence[str]] = None, release: Optional[Release] = None
     given_defaults = defaults(table)
     _refuse_unsupported(args, given_defaults)
     if not args["model_dir"]:
-        raise ToolError("--model_dir is required: the CPU reference backend converts a Hugging Face directory",
-                        "ValueError")
+        raise ToolError(
+            "--model_dir is required: the CPU reference backend converts a Hugging Face directory", "ValueError"
+        )
     if args["workers"] < 1:
         raise ToolError(f"--workers must be at least 1, but is {args['workers']}", "ValueError")
     tp_size, pp_size = args["tp_size"], args["pp_size"]
@@ -254,6 +255,7 @@ def main(argv: Optional[Sequence[str]] = None, release: Optional[Release] = None
     if args.get("load_by_shard"):
         raise ToolError("MoE does not support sharded load", "AssertionError")
     _refuse_contradictions(args, given_defaults, model_config)
+    refuse_same_directory(args["model_dir"], args["output_dir"])
     mapping.check_model(
         num_layers=model_config.num_hidden_layers,
         num_heads=model_config.num_attention_heads,

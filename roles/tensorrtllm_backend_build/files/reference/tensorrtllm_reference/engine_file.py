@@ -117,10 +117,10 @@ def write_engine(
     prefix = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header), total, hashlib.sha256(header).digest())
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        write_all(fd, [memoryview(prefix + header)])
+        write_all(fd, memoryview(prefix + header), path)
         for data in blobs.data:
-            write_all(fd, [memoryview(data.view(np.uint8))])
-            write_all(fd, [memoryview(b"\0" * (-data.nbytes % ALIGNMENT))])
+            write_all(fd, data.view(np.uint8).data, path)
+            write_all(fd, memoryview(b"\0" * (-data.nbytes % ALIGNMENT)), path)
         if sync:
             os.fsync(fd)
     finally:
@@ -137,7 +137,7 @@ class EngineFile:
             with self.path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
                 prefix = stream.read(_PREFIX.size)
-                if prefix[:8] != MAGIC[: len(prefix[:8])] or not prefix:
+                if prefix[:8] != MAGIC[: len(prefix)]:
                     raise EngineFileError(
                         f"{self.path} is not an engine of the CPU reference backend (first bytes {prefix[:8]!r}): "
                         "build it with this backend's trtllm-build; engines made on a GPU cannot be read here"
@@ -157,8 +157,9 @@ class EngineFile:
                     )
                 header = stream.read(header_size)
                 if hashlib.sha256(header).digest() != digest:
-                    raise EngineFileError(f"{self.path} is damaged: its header does not match its checksum; "
-                                          "build the engine again")
+                    raise EngineFileError(
+                        f"{self.path} is damaged: its header does not match its checksum; build the engine again"
+                    )
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError as exc:
             raise EngineFileError(f"{self.path} is missing: the engine directory needs one such file a rank") from exc

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import gguf
 import numpy as np
@@ -56,7 +56,7 @@ class _Reader(gguf.GGUFReader):
         if int(raw_type) != gguf.GGUFValueType.ARRAY:
             result: tuple[int, list[Any], list[int], list[Any]] = super()._get_field_parts(orig_offs, raw_type)
             return result
-        data = memoryview(self.data)
+        data = self.data.data
         kind, count = struct.unpack_from("<IQ", data, orig_offs)
         if kind != gguf.GGUFValueType.STRING:
             return self._scalars(orig_offs, gguf.GGUFValueType(kind), count)
@@ -358,7 +358,7 @@ def write_model(
     with ThreadPoolExecutor(1) as worker, ThreadPoolExecutor(1) as flusher:
         order = iter(range(len(groups)))
 
-        def prepare() -> Optional[Future[list[Array]]]:
+        def prepare() -> Future[list[Array]] | None:
             number = next(order, None)
             if number is None:
                 return None
@@ -425,7 +425,7 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     started = time.monotonic()
     if args.num_experts < 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from .tensors import CARRIERS, LFS_PREFIX, Array, PathLike, SafetensorsFile, WeightsError
 
@@ -51,7 +51,7 @@ class MixtralConfig:
     norm_epsilon: float
     rotary_base: float
     tie_word_embeddings: bool
-    source_dtype: Optional[str]
+    source_dtype: str | None
 
     @classmethod
     def read(cls, model_dir: PathLike) -> MixtralConfig:
@@ -68,7 +68,7 @@ class MixtralConfig:
         if architectures and "MixtralForCausalLM" not in architectures:
             raise WeightsError(f"{path} has architectures {architectures}: a Mixtral (MixtralForCausalLM) is needed")
 
-        def integer(key: str, default: Optional[int] = None) -> int:
+        def integer(key: str, default: int | None = None) -> int:
             value = data.get(key)
             value = default if value is None else value
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

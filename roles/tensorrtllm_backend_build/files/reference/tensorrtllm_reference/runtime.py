@@ -161,7 +161,7 @@ class Runtime:
     def __init__(
         self, values: StringMapping[str, str], *, release: str, triton_max_batch_size: int,
         environment: Optional[StringMapping[str, str]] = None, warn: Warn = print,
-        on_stats: Optional[Callable[[Stats], None]] = None,
+        on_stats: Optional[Callable[[Runtime, Stats], None]] = None,
     ) -> None:
         parameters = Parameters(values, warn)
         self._check_parameters(parameters, release, warn)
@@ -201,7 +201,8 @@ class Runtime:
             normalize_log_probs=parameters.boolean("normalize_log_probs", False),
             cancellation_period=period / 1000,
             stats_period=stats_period / 1000,
-            on_stats=on_stats,
+            on_stats=None if on_stats is None else lambda stats: on_stats(self, stats),
+            log=warn,
         )
 
     @staticmethod

@@ -127,6 +127,7 @@ class Scheduler:
         self, model: MixtralModel, pool: BlockPool, *, max_batch_size: int, step_tokens: Optional[int] = None,
         reserve_all: bool = True, normalize_log_probs: bool = False, cancellation_period: float = 0.1,
         stats_period: float = 0.1, on_stats: Optional[Callable[[Stats], None]] = None,
+        log: Callable[[str], None] = print,
     ) -> None:
         self._model = model
         self.pool = pool
@@ -137,6 +138,7 @@ class Scheduler:
         self._cancellation_period = cancellation_period
         self._stats_period = stats_period
         self._on_stats = on_stats
+        self._log = log
         self._waiting: deque[_Sequence] = deque()
         self._active: list[_Sequence] = []
         self._condition = threading.Condition()
@@ -214,7 +216,11 @@ class Scheduler:
         now = time.monotonic()
         if self._on_stats is not None and (force or now >= self._next_stats):
             self._next_stats = now + self._stats_period
-            self._on_stats(self.stats())
+            try:
+                self._on_stats(self.stats())
+            except Exception as exc:  # Metrics must never stop the serving.
+                self._log(f"metrics could not be updated: {type(exc).__name__}: {exc}")
+                self._on_stats = None
 
     def _drop_cancelled(self) -> None:
         now = time.monotonic()
@@ -342,7 +348,8 @@ class Scheduler:
         sequence.unsent, sequence.unsent_log_probs, sequence.logits, sequence.context = [], [], [], []
         try:
             sequence.request.on_update(update)
-        except Exception:  # The receiver is gone: nobody is left to tell, but the slot must be freed.
+        except Exception as exc:  # The receiver cannot be told, but the slot must be freed.
+            self._log(f"a response could not be sent: {type(exc).__name__}: {exc}")
             sequence.request.cancel()
 
     def _release(self, sequence: _Sequence) -> None:

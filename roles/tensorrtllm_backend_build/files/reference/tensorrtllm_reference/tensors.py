@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -64,7 +64,7 @@ def cast(array: Array, source: str, target: str) -> Array:
 
 def raw_bytes(array: Array) -> memoryview:
     """The tensor's bytes in row-major order, without a copy when it is contiguous already."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 class SafetensorsFile:
@@ -139,8 +139,8 @@ class SafetensorsFile:
         """A read-only view of the tensor in its carrier type."""
         carrier = CARRIERS[self.dtype(name)]
         begin, end = self._entries[name]["data_offsets"]
-        flat: Array = np.frombuffer(self._map, dtype=carrier, count=(end - begin) // carrier.itemsize,
-                                    offset=self._base + begin)
+        count = (end - begin) // carrier.itemsize
+        flat: Array = np.frombuffer(self._map, carrier, count, self._base + begin)
         return flat.reshape(self.shape(name))
 
 
@@ -154,7 +154,7 @@ class SafetensorsWriter:
         self,
         path: PathLike,
         tensors: Sequence[tuple[str, str, Sequence[int]]],
-        metadata: Optional[dict[str, str]] = None,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
         header: dict[str, Any] = {"__metadata__": metadata or {"format": "pt"}}
@@ -174,7 +174,7 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        write_all(self._fd, [memoryview(struct.pack("<Q", len(text)) + text)])
+        write_all(self._fd, memoryview(struct.pack("<Q", len(text)) + text), self.path)
 
     def write(self, name: str, parts: Iterable[Array]) -> None:
         """Write the next tensor, given as one or several arrays that follow each other in memory order."""
@@ -184,7 +184,7 @@ class SafetensorsWriter:
         for part in parts:
             data = raw_bytes(part)
             size -= len(data)
-            write_all(self._fd, [data])
+            write_all(self._fd, data, self.path)
         if size:
             raise ValueError(f"{self.path}: tensor {name} differs from its declared size by {-size} bytes")
 
@@ -211,7 +211,7 @@ class SafetensorsWriter:
         return self
 
     def __exit__(
-        self, kind: Optional[type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
             self.close()
@@ -220,12 +220,13 @@ class SafetensorsWriter:
             self._fd = -1
 
 
-def write_all(fd: int, chunks: Sequence[memoryview]) -> None:
+def write_all(fd: int, chunk: memoryview, path: PathLike) -> None:
     """write(2) until everything is written: one call may take only a part (2 GiB at most on Linux)."""
-    for chunk in chunks:
-        view = chunk
-        while len(view):
-            view = view[os.write(fd, view):]
+    try:
+        while len(chunk):
+            chunk = chunk[os.write(fd, chunk) :]
+    except OSError as exc:
+        raise type(exc)(exc.errno, exc.strerror, str(path)) from exc
 
 
 def write_json(path: PathLike, data: Any) -> None:

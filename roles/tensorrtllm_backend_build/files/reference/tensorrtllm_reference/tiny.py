@@ -9,7 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,7 +41,7 @@ class TinyOptions(argparse.Namespace):
     layers: int
     heads: int
     kv_heads: int
-    head_dim: Optional[int]
+    head_dim: int | None
     experts: int
     top_k: int
     inter: int
@@ -51,7 +51,7 @@ class TinyOptions(argparse.Namespace):
     seed: int
     shards: int
     tie_embeddings: bool
-    output_dir: Optional[str]
+    output_dir: str | None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -215,8 +215,8 @@ def write_tokenizer(
     bos: str,
     eos: str,
     pad: str,
-    chat_template: Optional[str] = None,
-    model_max_length: Optional[int] = None,
+    chat_template: str | None = None,
+    model_max_length: int | None = None,
 ) -> None:
     """tokenizer.json and the tokenizer_config.json that names its special tokens."""
     tokenizer.save(str(Path(output_dir) / "tokenizer.json"))
@@ -257,7 +257,7 @@ def _write_weights(output_dir: Path, weights: dict[str, Array], dtype: str, shar
         )
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv, namespace=TinyOptions())
     write_model(options)
     print(f"Tiny Mixtral written to {options.output_dir}", flush=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -33,12 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tensorrtllm_reference.cli import load_release  # noqa: E402
 from tensorrtllm_reference.detokenize import CONTEXT_TOKENS, with_context  # noqa: E402
 from tensorrtllm_reference.errors import RequestError  # noqa: E402
+from tensorrtllm_reference.responses import Sender  # noqa: E402
 from tensorrtllm_reference.runtime import Runtime  # noqa: E402
 from tensorrtllm_reference.sampling import SamplingParams  # noqa: E402
 from tensorrtllm_reference.scheduler import Request, Stats, Update  # noqa: E402
 from tensorrtllm_reference.words import from_tensor  # noqa: E402
-
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 # Inputs of features that the CPU runtime does not have. Given, with any element in them, they are refused.
 _REFUSED = {
@@ -116,14 +114,13 @@ class _Inputs:
 class _Answer:
     """One Triton request: collects the updates of its sequences and sends the responses."""
 
-    def __init__(self, model: TritonPythonModel, sender: Any, requested: Any, batch: int, streaming: bool) -> None:
+    def __init__(self, model: TritonPythonModel, sender: Sender, requested: set[str], batch: int, streaming: bool) -> None:
         self._model = model
         self._sender = sender
         self._requested = requested
         self._batch = batch
         self._streaming = streaming
         self._open = batch
-        self._lock = threading.Lock()
         self.prompts: list[list[int]] = []
         self.exclude_input = False
         self.text_context = False
@@ -131,37 +128,35 @@ class _Answer:
         self.rows: list[dict[str, Any]] = [{"tokens": [], "log_probs": [], "logits": []} for _ in range(batch)]
 
     def is_cancelled(self) -> bool:
-        return bool(self._sender.is_cancelled())
-
-    def fail(self, message: str) -> None:
-        self._sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), flags=_FINAL)
+        """Also true when the answer was already given: one row's error ends the others."""
+        return self._sender.is_cancelled()
 
     def update(self, row: int, update: Update) -> None:
-        with self._lock:
-            if self._open == 0:
-                return
-            if update.error is not None or update.reason == "cancelled":
-                self._open = 0
-                self.fail(update.error or "the request was cancelled")
-                return
-            state = self.rows[row]
-            state["tokens"] += update.tokens
-            state["log_probs"] += update.log_probs
-            if update.context_logits is not None:
-                state["context"] = update.context_logits
-            state["logits"] += update.generation_logits or []
-            state["last"] = update
-            if update.final:
-                self._open -= 1
-            if self._model.decoupled:
-                if update.final or self._streaming:
-                    self._send([row], self._open == 0)
-            elif self._open == 0:
-                self._send(list(range(self._batch)), True)
+        """Called from the scheduler's thread only."""
+        if self._sender.closed:
+            return
+        if update.error is not None or update.reason == "cancelled":
+            error = pb_utils.TritonError(update.error or "the request was cancelled")
+            self._sender.send(pb_utils.InferenceResponse(error=error), final=True)
+            return
+        state = self.rows[row]
+        state["tokens"] += update.tokens
+        state["log_probs"] += update.log_probs
+        if update.context_logits is not None:
+            state["context"] = update.context_logits
+        state["logits"] += update.generation_logits or []
+        state["last"] = update
+        if update.final:
+            self._open -= 1
+        if self._model.decoupled:
+            if update.final or self._streaming:
+                self._send([row], self._open == 0)
+        elif self._open == 0:
+            self._send(list(range(self._batch)), True)
 
     def _send(self, rows: list[int], last: bool) -> None:
         tensors = self._tensors(rows)
-        self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors), flags=_FINAL if last else 0)
+        self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors), final=last)
         if self._streaming:
             for row in rows:
                 state = self.rows[row]
@@ -256,26 +251,26 @@ class TritonPythonModel:
         self.runtime = Runtime(
             parameters, release=release, triton_max_batch_size=int(config.get("max_batch_size", 0)),
             warn=lambda message: pb_utils.Logger.log_warn(f"{args['model_name']}: {message}"),
-            on_stats=lambda stats: self._metrics.update(stats, self.runtime),
+            on_stats=self._metrics.update,
         )
 
     def execute(self, requests: list[Any]) -> None:
         """Hand the requests to the scheduler. Responses follow through each request's sender, in either mode."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Sender(request.get_response_sender(), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             try:
                 self._accept(request, sender)
             except RequestError as exc:
-                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(exc))), flags=_FINAL)
+                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(exc))), final=True)
 
-    def _accept(self, request: Any, sender: Any) -> None:
+    def _accept(self, request: Any, sender: Sender) -> None:
         inputs = _Inputs(request)
         request_id = request.request_id()
         if inputs.scalar("stop", 0):
             if not request_id:
                 raise RequestError("stop needs the request id of the request to be stopped")
             self.runtime.scheduler.cancel(request_id)
-            sender.send(flags=_FINAL) if self.decoupled else sender.send(self._stopped(request), flags=_FINAL)
+            sender.send(None if self.decoupled else self._stopped(request), final=True)
             return
         lengths = inputs.array("input_lengths")
         ids = inputs.array("input_ids")
@@ -398,7 +393,7 @@ class _Metrics:
                 self._gauges[family, key] = self._families[family].Metric(labels={**self._labels, label: key})
             self._gauges[family, key].set(value)
 
-    def update(self, stats: Stats, runtime: Runtime) -> None:
+    def update(self, runtime: Runtime, stats: Stats) -> None:
         pool = runtime.pool
         requests: dict[str, float] = {
             "active": stats.active + stats.waiting, "max": runtime.limits.max_batch_size,

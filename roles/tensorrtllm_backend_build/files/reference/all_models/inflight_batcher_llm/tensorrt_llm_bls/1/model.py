@@ -14,7 +14,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ import triton_python_backend_utils as pb_utils
 # Triton puts <tree>/backends/python on the path of every Python model; the package lies beside backends/.
 sys.path.insert(0, str(Path(pb_utils.__file__).parents[2]))
 
+from tensorrtllm_reference.responses import Sender  # noqa: E402
 from tensorrtllm_reference.text import TokenizerError, flag, parameter  # noqa: E402
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _CANCELLATION_PERIOD = 0.1
-_WORKERS = 64
 
 _TO_PREPROCESSING = {
     "text_input": "QUERY", "decoder_text_input": "DECODER_QUERY", "max_tokens": "REQUEST_OUTPUT_LEN",
@@ -64,7 +63,9 @@ class _ModelError(Exception):
 
 
 def _renamed(tensor: Any, name: str) -> Any:
-    return pb_utils.Tensor(name, tensor.as_numpy())
+    """The tensor under another name; inputs that the config reshapes to [batch] are [batch, 1] again."""
+    array = tensor.as_numpy()
+    return pb_utils.Tensor(name, array[:, np.newaxis] if array.ndim == 1 else array)
 
 
 class TritonPythonModel:
@@ -79,8 +80,7 @@ class TritonPythonModel:
             if value is not None:
                 raise TokenizerError(f"{name} is {value!r}: the CPU runtime has no speculative decoding and no "
                                      "multimodal input; leave it empty")
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="request")
-        self._running: dict[str, Any] = {}
+        self._running: dict[str, Sender] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="cancellation", daemon=True)
@@ -91,14 +91,15 @@ class TritonPythonModel:
         for request in requests:
             inputs = {tensor.name(): tensor for tensor in request.inputs()}
             wanted = set(request.requested_output_names())
-            self._pool.submit(self._answer, inputs, wanted, request.get_response_sender())
+            arguments = (inputs, wanted, Sender(request.get_response_sender(), _FINAL))
+            # Daemon threads: when the server dies, a thread that waits for it must not keep this process alive.
+            threading.Thread(target=self._answer, args=arguments, daemon=True).start()
 
     def finalize(self) -> None:
         self._stopping.set()
         self._watcher.join()
-        self._pool.shutdown(wait=True)
 
-    def _answer(self, inputs: dict[str, Any], wanted: set[str], sender: Any) -> None:
+    def _answer(self, inputs: dict[str, Any], wanted: set[str], sender: Sender) -> None:
         request_id = f"bls-{uuid.uuid4().hex}"
         with self._lock:
             self._running[request_id] = sender
@@ -106,15 +107,15 @@ class TritonPythonModel:
             count = 0
             for outputs in self._responses(inputs, wanted, request_id):
                 count += 1
-                sender.send(pb_utils.InferenceResponse(output_tensors=outputs), flags=0 if self._decoupled else _FINAL)
+                sender.send(pb_utils.InferenceResponse(output_tensors=outputs), final=not self._decoupled)
             if count == 0:
                 raise _ModelError(f"{self._llm} gave no response")
             if self._decoupled:
-                sender.send(flags=_FINAL)
+                sender.send(final=True)
         except Exception as exc:  # Whatever happens, the client must get an answer.
             known = isinstance(exc, (_ModelError, TokenizerError))
             message = str(exc) if known else f"{type(exc).__name__}: {exc}"
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), flags=_FINAL)
+            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message)), final=True)
         finally:
             with self._lock:
                 self._running.pop(request_id, None)
@@ -174,7 +175,7 @@ class TritonPythonModel:
             with self._lock:
                 running = list(self._running.items())
             for request_id, sender in running:
-                if sender.is_cancelled():
+                if not sender.closed and sender.is_cancelled():
                     self._stop(request_id)
 
     def _stop(self, request_id: str) -> None:

@@ -27,7 +27,9 @@ TOOL = "importer"
 OUTPUT_TOKEN = "{output_dir}"
 
 
-def _describe(path: Path, params: Mapping[str, Any], check_mode: bool, cancellation: Cancellation) -> dict[str, Any]:
+def _describe(
+    path: Path, params: Mapping[str, Any], check_mode: bool, cancellation: Cancellation, *, full: bool
+) -> dict[str, Any]:
     """What is returned of a directory that is whole; ToolError when it is not."""
     seen = _weights.inspect(path)
     _tool_module.refuse(seen.problems)

@@ -44,3 +44,9 @@ down:
 
 clean: down
 	@rm -rf $(WORK)
+
+# The collection's own figures, in one run; docs/benchmarks.md keeps some.
+.PHONY: bench
+bench:
+	@$(PYTHON) scripts/bootstrap.py --venv $(VENV) --requirements requirements/demo.txt
+	@$(VENV)/bin/python benchmarks/bench.py --work $(WORK)/bench $(ARGS)

@@ -141,10 +141,6 @@ class Cancellation:
         if self._signal is None:
             self._signal = number
 
-    def hung_up(self) -> None:
-        """The watched descriptor was seen closed by its reader."""
-        self._lost = "the controller closed the connection"
-
     def reason(self) -> str | None:
         if self._signal is None and self._lost is None:
             if self._parent is not None and os.getppid() != self._parent:
@@ -153,7 +149,7 @@ class Cancellation:
                 poller = select.poll()
                 poller.register(self.watch_fd, 0)
                 if poller.poll(0):
-                    self.hung_up()
+                    self._lost = "the controller closed the connection"
         why = self._lost
         if self._signal is not None:
             why = f"received {signal.Signals(self._signal).name}"
@@ -370,21 +366,15 @@ class NativeRunner:
         out = proc.stdout.fileno()
         poller = select.poll()
         poller.register(out, select.POLLIN)
-        watch = self.cancellation.watch_fd if self.cancellation is not None else None
-        if watch is not None:
-            poller.register(watch, 0)
         exited_at: float | None = None
         reading = True
         while reading:
-            for fd, _event in poller.poll(_POLL_MS):
-                if fd == out:
-                    data = os.read(out, _CHUNK)
-                    if data:
-                        sink.feed(data)
-                    else:
-                        reading = False
-                elif self.cancellation is not None:
-                    self.cancellation.hung_up()
+            if poller.poll(_POLL_MS):
+                data = os.read(out, _CHUNK)
+                if data:
+                    sink.feed(data)
+                else:
+                    reading = False
             if self.cancellation is not None:
                 self.cancellation.check()
             now = time.monotonic()

@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from ansible_collections.trtllm.serving.plugins.module_utils import _tool_module, _weights
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     existing_parent,
+    explain,
     key_of,
     need_writable,
     read_manifest,
@@ -25,6 +27,11 @@ from ansible_collections.trtllm.serving.plugins.module_utils._runner import Canc
 
 TOOL = "importer"
 OUTPUT_TOKEN = "{output_dir}"
+
+
+def _placeless(word: str) -> str:
+    """A word of a command without the directory of the program or script that it names."""
+    return os.path.basename(word) if os.path.isabs(word) and os.path.isfile(word) else word
 
 
 def _describe(
@@ -75,15 +82,15 @@ def provide(
             ) from exc
     before = _tool_module.stamp(final)
     checked = verify(final, full=full, kind=_weights.KIND, tick=cancellation.check)
-    if checked.ok:
+    inputs = {"name": name, "revision": revision, "importer": [_placeless(word) for word in importer]}
+    other = bool(importer) and checked.manifest is not None and checked.manifest.inputs != inputs
+    if checked.ok and not other:
         if not check_mode:
             refresh_times(checked)
         return {"changed": False, **_describe(final, params, check_mode, cancellation, full=False)}
     if not importer:
         what = checked.problems[0] if final.exists() else f"{final} does not exist"
         raise _tool_module.ToolError(f"{what}: give importer, or path of a directory with the weights")
-
-    inputs = {"name": name, "revision": revision}
 
     def check(path: Path) -> list[str]:
         return _weights.inspect(path).problems
@@ -103,13 +110,15 @@ def provide(
         timeout=params.get("timeout"),
     )
     need_writable(final)
+    reason = f"{final} does not exist yet"
+    if final.exists():
+        reason = checked.problems[0] if checked.problems else f"{final} was made by another importer command"
     result: dict[str, Any] = {
-        "reason": checked.problems[0] if final.exists() else f"{final} does not exist yet",
+        "reason": reason,
         "diff": {
-            "before": f"{final}\n" if final.exists() else "",
-            "after": f"{final}\n",
-            "before_header": "weights",
-            "after_header": "weights",
+            **explain(manifest.inputs if manifest is not None else None, inputs),
+            "before_header": str(final) if manifest is not None else "no weights",
+            "after_header": str(final),
         },
     }
     if check_mode:

@@ -27,7 +27,7 @@ attributes:
       - When the importer would run, the result is changed with RV(identity) and RV(config) null.
   diff_mode:
     support: full
-    details: Shows the directory that is made.
+    details: Names what differs from how the weights were made before.
   idempotent:
     support: full
 options:
@@ -44,7 +44,6 @@ options:
   revision:
     description:
       - Revision of the model. Part of the identity. Required without O(path).
-      - What O(importer) makes must depend on O(name) and O(revision) only; give another revision for other content.
     type: str
   weights_dir:
     description: Directory below which weights are kept. The default is C(weights) below O(home).
@@ -52,8 +51,9 @@ options:
   importer:
     description:
       - A command, as a list of words, that fills the directory whose path replaces C({output_dir}) in its words.
-      - It runs only when the weights are not there or not whole. What it makes is verified and appears whole or not
-        at all. A directory that was put there by somebody else is never replaced.
+      - It runs only when the weights are not there, not whole, or made by a command with other words; where a program
+        or script lies does not matter. What it makes is verified and appears whole or not at all.
+      - A directory that was put there by somebody else is never replaced.
     type: list
     elements: str
   home:

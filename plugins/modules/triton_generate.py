@@ -156,10 +156,8 @@ def main() -> None:
             "stream": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 120},
         },
-        supports_check_mode=True,
+        supports_check_mode=False,
     )
-    if module.check_mode:
-        module.exit_json(changed=False, skipped=True, msg="no prompt is sent in check mode")
     if REQUESTS_ERROR:
         module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_ERROR)
     try:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +47,7 @@ checkpoint = value("--checkpoint_dir")
 os.makedirs(output, exist_ok=True)
 open("model.cache", "w").close()
 print("converting", flush=True)
+print("in", os.getcwd(), flush=True)
 if mode == "argparse":
     sys.stderr.write("usage: tool [-h]\ntool: error: unrecognized arguments: --nonsense\n")
     sys.exit(2)
@@ -280,3 +283,92 @@ class Helpers:
 @pytest.fixture
 def helpers() -> type[Helpers]:
     return Helpers
+
+
+class FakeTriton:
+    """An HTTP server that answers as Triton does, and refuses connections until it is opened."""
+
+    def __init__(self) -> None:
+        self.live = 200
+        self.ready = 200
+        self.models: dict[str, bool] = {}
+        self.index: list[dict[str, Any]] | None = []
+        # What generate answers: (status, body), or for a stream a list of events.
+        self.answer: Any = (200, {"text_output": "Paris", "model_version": "1"})
+        self.delay_s = 0.0
+        self.requests: list[tuple[str, Any]] = []
+        triton = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *unused: Any) -> None:
+                pass
+
+            def send(self, status: int, body: Any = None) -> None:
+                data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                triton.requests.append((self.path, None))
+                if self.path == "/v2/health/live":
+                    self.send(triton.live)
+                elif self.path == "/v2/health/ready":
+                    self.send(triton.ready)
+                else:
+                    good = triton.models.get(self.path.split("/")[3], False)
+                    self.send(200 if good else 400, None if good else {"error": "Model version not ready"})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                triton.requests.append((self.path, body))
+                if self.path == "/v2/repository/index":
+                    if triton.index is None:
+                        self.send(403)
+                    else:
+                        self.send(200, triton.index)
+                    return
+                time.sleep(triton.delay_s)
+                if not isinstance(triton.answer, list):
+                    self.send(*triton.answer)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for event in triton.answer:
+                    data = event if isinstance(event, bytes) else f"data: {json.dumps(event)}\n\n".encode()
+                    # Cut in two, as a network may.
+                    for part in (data[:9], data[9:]):
+                        if part:
+                            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+                            self.wfile.flush()
+                    time.sleep(triton.delay_s)
+                self.wfile.write(b"0\r\n\r\n")
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+        self.server.daemon_threads = True
+        self.server.server_bind()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.opened = False
+
+    def open(self) -> FakeTriton:
+        self.server.server_activate()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.opened = True
+        return self
+
+    def close(self) -> None:
+        if self.opened:
+            self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def triton() -> Iterator[FakeTriton]:
+    server = FakeTriton()
+    yield server
+    server.close()

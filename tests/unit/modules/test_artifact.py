@@ -109,6 +109,10 @@ def test_stopped_while_hashing(tmp_path: Path) -> None:
     def tick() -> None:
         raise Stop
 
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Stop):
+        _artifact.hash_files(tmp_path, ["file"], tick)
+    (tmp_path / "file").unlink()
     with pytest.raises(Stop), making(tmp_path / "k", "engine", {}, tick=tick) as made:
         (made.path / "a").write_text("x")
     assert list(tmp_path.iterdir()) == []

@@ -141,7 +141,7 @@ def test_refused_before_anything_runs(
         assert message in str(caught.value) and "\n" not in str(caught.value)
     assert site.runs == []
     (site.home / "weights").exists() and shutil.rmtree(site.home / "weights")
-    assert {name for name in helpers.tree(tmp_path)} == set(before)
+    assert set(helpers.tree(tmp_path)) == set(before)
 
 
 @pytest.mark.parametrize(

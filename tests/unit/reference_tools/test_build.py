@@ -40,6 +40,16 @@ def test_engines_hold_the_checkpoint(checkpoint_dir: Path, tmp_path: Path, build
         assert len(set(engine.blob_ids("transformer.layers.0.mlp.fc.weight"))) == 8
 
 
+def test_memory_is_given_back_after_every_tensor(
+    checkpoint_dir: Path, tmp_path: Path, build: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(SafetensorsFile, "forget", lambda self: calls.append(self.path.name))
+    assert build("--checkpoint_dir", checkpoint_dir, "--output_dir", tmp_path / "engine").code == 0
+    names = SafetensorsFile(checkpoint_dir / "rank0.safetensors").names
+    assert calls.count("rank0.safetensors") == calls.count("rank1.safetensors") == len(names)
+
+
 def test_config(checkpoint_dir: Path, tmp_path: Path, build: Tool) -> None:
     target = tmp_path / "engine"
     words = ("--max_batch_size", 4, "--max_seq_len", 300, "--max_input_len", 200, "--gemm_plugin", "auto",
@@ -153,7 +163,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(
          "ValueError: gemm_plugin float16 does not suit the checkpoint's dtype float32: use auto, float32 or disable"),
         (["--max_batch_size", "0"], "ValueError: --max_batch_size must be a positive integer, but is 0"),
         (["--max_num_tokens", "16"], "ValueError: max_num_tokens (16) must be at least tokens_per_block (32)"),
-        (["--paged_kv_cache", "disable", "--kv_cache_type", "paged"], "ValueError: --paged_kv_cache disable contradicts"),
+        (["--paged_kv_cache", "disable", "--kv_cache_type", "paged"],
+         "ValueError: --paged_kv_cache disable contradicts"),
         (["--workers", "0"], "ValueError: --workers must be at least 1, but is 0"),
     ],
 )

@@ -198,6 +198,15 @@ def test_the_same_input_gives_the_same_bytes(tiny_dir: Path, tmp_path: Path, con
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_memory_is_given_back_after_every_tensor(
+    tiny_dir: Path, tmp_path: Path, convert: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(MixtralWeights, "forget", lambda self: calls.append(self))
+    assert convert("--model_dir", tiny_dir, "--output_dir", tmp_path).code == 0
+    assert len(calls) == len(SafetensorsFile(tmp_path / "rank0.safetensors").names)
+
+
 def test_save_config_only(tiny_dir: Path, tmp_path: Path, convert: Tool) -> None:
     assert convert("--model_dir", tiny_dir, "--output_dir", tmp_path, "--save_config_only").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

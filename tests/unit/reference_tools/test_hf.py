@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -90,6 +91,28 @@ def test_writer_refuses_what_was_not_declared(tmp_path: Path) -> None:
         writer.close()
 
 
+def test_what_was_read_can_be_forgotten(model: Path) -> None:
+    """A model of many gigabytes must not pile up in the converter's memory; views stay good."""
+    weights = MixtralWeights(model)
+    views = {name: weights.tensor(name) for name in weights.expected_shapes()}
+    before = {name: view.copy() for name, view in views.items()}
+
+    def resident() -> int:
+        total, inside = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                inside = str(model) in line
+            elif inside and line.startswith("Rss:"):
+                total += int(line.split()[1])
+        return total
+
+    assert resident() > 1000
+    weights.forget()
+    assert resident() == 0
+    for name, view in views.items():
+        np.testing.assert_array_equal(view, before[name])
+
+
 def test_a_full_disk_names_the_file() -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
@@ -98,7 +121,8 @@ def test_a_full_disk_names_the_file() -> None:
 
 
 def test_no_directory(tmp_path: Path) -> None:
-    assert _error(tmp_path / "none") == f"{tmp_path}/none is not a directory: a Hugging Face Mixtral directory is needed"
+    message = _error(tmp_path / "none")
+    assert message == f"{tmp_path}/none is not a directory: a Hugging Face Mixtral directory is needed"
 
 
 def test_no_config(model: Path) -> None:

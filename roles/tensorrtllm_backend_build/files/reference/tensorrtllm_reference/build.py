@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -263,11 +263,14 @@ def build_rank(
     file: SafetensorsFile, config: dict[str, Any], mapping: Mapping, output_dir: PathLike, release: str
 ) -> Path:
     path = Path(output_dir) / f"rank{mapping.rank}.engine"
-    tensors = [
-        EngineTensor(name, dtype, file.tensor(name), per_expert=name.endswith((".mlp.fc.weight", ".mlp.proj.weight")))
-        for name, (dtype, _shape) in rank_shapes(config, mapping).items()
-    ]
-    write_engine(path, tensors, release=release, mapping=mapping)
+
+    def tensors() -> Iterator[EngineTensor]:
+        for name, (dtype, _shape) in rank_shapes(config, mapping).items():
+            stacked = name.endswith((".mlp.fc.weight", ".mlp.proj.weight"))
+            yield EngineTensor(name, dtype, file.tensor(name), per_expert=stacked)
+            file.forget()
+
+    write_engine(path, tensors(), release=release, mapping=mapping)
     return path
 
 

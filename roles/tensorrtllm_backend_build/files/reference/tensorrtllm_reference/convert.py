@@ -188,6 +188,7 @@ def write_rank(weights: MixtralWeights, config: dict[str, Any], mapping: Mapping
     with SafetensorsWriter(path, [(name, kind, shape) for name, (kind, shape) in shapes.items()]) as writer:
         for name in shapes:
             writer.write(name, producers[name]())
+            weights.forget()
     return path
 
 

@@ -153,7 +153,7 @@ class MixtralWeights:
         for shard in shards:
             self._files[shard] = SafetensorsFile(self.model_dir / shard)
         if not self._place:
-            self._place = {name: SINGLE for name in self._files[SINGLE].names}
+            self._place = dict.fromkeys(self._files[SINGLE].names, SINGLE)
         for name, shape in self.expected_shapes().items():
             self._check(name, shape)
 
@@ -202,6 +202,11 @@ class MixtralWeights:
     def tensor(self, name: str) -> Array:
         """A read-only view in the tensor's carrier type (bfloat16 as uint16 bit patterns)."""
         return self._files[self._place[name]].tensor(name)
+
+    def forget(self) -> None:
+        """Unmap what has been read; it is read again when needed."""
+        for file in self._files.values():
+            file.forget()
 
     @property
     def lm_head_name(self) -> str:

@@ -143,6 +143,10 @@ class SafetensorsFile:
         flat: Array = np.frombuffer(self._map, carrier, count, self._base + begin)
         return flat.reshape(self.shape(name))
 
+    def forget(self) -> None:
+        """Unmap what has been read: views stay valid, and a large file does not pile up in this process's memory."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
 
 class SafetensorsWriter:
     """Writes a safetensors file tensor by tensor, in the declared order.

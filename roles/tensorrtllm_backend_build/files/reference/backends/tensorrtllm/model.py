@@ -270,7 +270,8 @@ class TritonPythonModel:
             if not request_id:
                 raise RequestError("stop needs the request id of the request to be stopped")
             self.runtime.scheduler.cancel(request_id)
-            sender.send(None if self.decoupled else self._stopped(request), final=True)
+            # A response in decoupled mode too: a caller in BLS waits for one, and would for ever.
+            sender.send(self._stopped(request), final=True)
             return
         lengths = inputs.array("input_lengths")
         ids = inputs.array("input_ids")
@@ -300,7 +301,7 @@ class TritonPythonModel:
             self.runtime.submit(one)
 
     def _stopped(self, request: Any) -> Any:
-        """The answer to a stop request where one response is due: no tokens."""
+        """The answer to a stop request: no tokens."""
         shapes = {"output_ids": (1, 1, 0), "output_log_probs": (1, 1, 0), "context_logits": (1, 1, 1),
                   "generation_logits": (1, 1, 1, 1)}
         wanted = set(request.requested_output_names())

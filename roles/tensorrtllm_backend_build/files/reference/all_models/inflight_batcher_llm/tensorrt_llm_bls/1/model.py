@@ -149,6 +149,7 @@ class TritonPythonModel:
         so_far: dict[int, list[int]] = {}
         for response in request.exec(decoupled=True):
             if response.has_error():
+                # An error is the last response, but the iterator would wait for another one: do not ask for it.
                 raise _ModelError(response.error().message())
             outputs = {tensor.name(): tensor for tensor in response.output_tensors()}
             if not outputs:

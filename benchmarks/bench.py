@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import datetime
+import gc
 import http.client
 import json
 import os
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +75,9 @@ def noop_against_tutorial(work: Path, repeats: int) -> list[str]:
     server = Server(home)
     folder = work / "tutorial"
     folder.mkdir(exist_ok=True)
-    (tree,) = (home / "src").iterdir()
+    launch = json.loads((home / "current" / "launch.json").read_text(encoding="utf-8"))
+    backends = [arg.partition("=")[2] for arg in launch["argv"] if arg.startswith("--backend-directory=")]
+    tree = (home / backends[0]).parent
     (weights,) = [path for path in (home / "weights").iterdir() if not path.name.startswith(".")]
     variables = {
         "tutorial_home": str(folder),
@@ -97,7 +100,8 @@ def noop_against_tutorial(work: Path, repeats: int) -> list[str]:
     finally:
         pid = folder / "server.pid"
         if pid.is_file():
-            os.kill(int(pid.read_text()), 15)
+            with suppress(ProcessLookupError):
+                os.kill(int(pid.read_text()), 15)
         server.stop(60)
     if any(run.changed for run in noop):
         sys.exit("site.yml changed something on its second run")
@@ -149,8 +153,13 @@ def readiness_lag(server: Server, port: int, repeats: int) -> list[str]:
         before = log.stat().st_size
         server.start(generation)
         watch = Watch(str(server.home / "run" / "triton.pid"), str(log))
-        Follower(TritonClient("http://127.0.0.1:%d" % port, requests), timeout=120, watch=watch).follow()
+        client = TritonClient("http://127.0.0.1:%d" % port, requests)
+        Follower(client, timeout=120, watch=watch).follow()
         seen = time.time()
+        # A connection that stays open holds up Triton's next stop, and a finished response still holds its socket.
+        client.close()
+        del client
+        gc.collect()
         with log.open(encoding="utf-8", errors="replace") as stream:
             stream.seek(before)
             started = [line for line in stream if "Started HTTPService" in line]
@@ -175,6 +184,7 @@ def load(port: int, clients: int, requests_each: int, tokens: int) -> str:
             if answer.status != 200 or b'"text_output"' not in text:
                 sys.exit("request failed: %d %r" % (answer.status, text[:300]))
             took.append(time.monotonic() - began)
+        connection.close()
         return took
 
     client(0)

@@ -73,7 +73,7 @@ def _parent_of(pid: int) -> int | None:
     return int(fields[1]) if len(fields) > 1 else None
 
 
-def _ancestors(pid: int) -> list[tuple[int, int]]:
+def ancestors(pid: int) -> list[tuple[int, int]]:
     """(pid, start time) of every ancestor below init, nearest first."""
     chain: list[tuple[int, int]] = []
     parent = _parent_of(pid)
@@ -208,7 +208,7 @@ class HostLock:
             {
                 "pid": pid,
                 "starttime": pid_starttime(pid),
-                "ancestors": _ancestors(pid),
+                "ancestors": ancestors(pid),
                 "host": socket.gethostname(),
                 "what": self.what,
                 "since": utc_now(),

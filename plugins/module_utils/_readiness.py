@@ -62,9 +62,12 @@ class NotReady(TritonError):
 _START = re.compile(r"pinned_memory_manager\.cc")
 _PARSE = re.compile(r"Error parsing text-format inference\.ModelConfig: (?P<reason>.+)$")
 _POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.+)$")
-_LOAD_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.+)$")
-_ENSEMBLE = re.compile(r"(?P<reason>ensemble '(?P<model>[^']+)' .+)$")
-_MODEL_ANY = re.compile(r"\] \"?(?:Invalid argument|Internal|Not found): (?P<reason>.*model '(?P<model>[^']+)'.*)$")
+# Other ways to say that one model failed; all in lines of severity E.
+_FAILED = (
+    re.compile(r"failed to load (?:model )?'(?P<model>[^']+)'(?: version \d+)?: (?P<reason>.+)$"),
+    re.compile(r"(?P<reason>ensemble '(?P<model>[^']+)' .+)$"),
+    re.compile(r"(?P<reason>(?:in )?ensemble (?P<model>[^\s',]+)(?: contains|,) .+)$"),
+)
 _SERVER = (
     re.compile(r"error while loading shared libraries: .+"),
     re.compile(r"Socket '[^']+' already in use.*"),
@@ -114,13 +117,10 @@ def read_reasons(lines: Sequence[str]) -> LogReasons:
             parse_error = ""
             found.models[match["model"]] = reason
             continue
-        match = _LOAD_FAILED.search(line) or _ENSEMBLE.search(line)
-        if match and re.match(r"[EW]\d{4} |.*\berror\b", line):
-            found.models.setdefault(match["model"], _tidy(match["reason"]))
-            continue
-        match = _MODEL_ANY.search(line)
-        if match and line.startswith("E"):
-            found.models.setdefault(match["model"], _tidy(match["reason"]))
+        if line.startswith("E"):
+            match = next(filter(None, (pattern.search(line) for pattern in _FAILED)), None)
+            if match:
+                found.models.setdefault(match["model"], _tidy(match["reason"]))
     for pattern in _SERVER:
         for line in reversed(lines if pattern is _SERVER[0] else this_start(lines)):
             match = pattern.search(line)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Callable, Protocol, Union
 
-from ansible_collections.trtllm.serving.plugins.module_utils._lock import utc_now
+from ansible_collections.trtllm.serving.plugins.module_utils._lock import ancestors, pid_starttime, utc_now
 
 PathLike = Union[str, "os.PathLike[str]"]
 OnLine = Callable[[str], None]
@@ -115,6 +115,7 @@ class Cancellation:
     ) -> None:
         self.watch_fd = watch_fd if watch_fd is not None and _can_hang_up(watch_fd) else None
         self._parent = os.getppid() if watch_parent else None
+        self._controllers = _controllers() if watch_parent else []
         self._signal: int | None = None
         self._lost: str | None = None
         self._old: dict[int, Any] = {}
@@ -145,6 +146,8 @@ class Cancellation:
         if self._signal is None and self._lost is None:
             if self._parent is not None and os.getppid() != self._parent:
                 self._lost = "the process that started this task is gone"
+            elif any(pid_starttime(pid) != started for pid, started in self._controllers):
+                self._lost = "the controller was killed"
             elif self.watch_fd is not None:
                 poller = select.poll()
                 poller.register(self.watch_fd, 0)
@@ -163,6 +166,28 @@ class Cancellation:
         why = self.reason()
         if why is not None:
             raise Cancelled(f"stopped: {why}")
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _controllers() -> list[tuple[int, int]]:
+    """(pid, start time) of an ansible process above us that forked the worker which runs this task.
+
+    When it is killed outright, its worker stays and reads on, although nobody waits for the result. A worker is
+    known by having its parent's command line.
+    """
+    chain = ancestors(os.getpid())
+    found = []
+    for (worker, _started), parent in zip(chain, chain[1:]):
+        words = _words(parent[0])
+        if words == _words(worker) and any(os.path.basename(word).startswith("ansible") for word in words[:4]):
+            found.append(parent)
+    return found
 
 
 def _can_hang_up(fd: int) -> bool:

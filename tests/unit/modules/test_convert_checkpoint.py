@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +309,30 @@ def test_killed_process_takes_the_tool_along(site: Any, start_module: Any, helpe
     site.mode("ok")
     assert convert(site.convert_args(), False, cancellation)["changed"]
     assert site.partials() == []
+
+
+def test_killed_controller_ends_the_task_although_its_worker_reads_on(
+    site: Any, helpers: Any, cancellation: Any, tmp_path: Path
+) -> None:
+    site.mode("hang")
+    controller = tmp_path / "ansible-playbook"
+    controller.write_text(
+        "import os, subprocess, sys, time\n"
+        "if os.fork():\n"
+        "    time.sleep(60)\n"
+        "module = 'ansible_collections.trtllm.serving.plugins.modules.convert_checkpoint'\n"
+        "task = subprocess.Popen([sys.executable, '-m', module], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "open(sys.argv[2], 'wb').write(task.communicate(sys.argv[1].encode())[0])\n"
+    )
+    out = tmp_path / "result"
+    given = json.dumps({"ANSIBLE_MODULE_ARGS": site.convert_args()})
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    process = subprocess.Popen([sys.executable, str(controller), given, str(out)], env=environ)
+    try:
+        helpers.wait_for(lambda: site.pids)
+    finally:
+        process.kill()
+        process.wait()
+    found = json.loads(helpers.wait_for(lambda: out.exists() and out.read_text()))
+    assert "the controller was killed" in found["msg"] and site.partials() == []
+    assert not any(helpers.alive(pid) for pid in site.pids)

@@ -204,6 +204,22 @@ def test_reasons_that_are_only_in_the_log() -> None:
     assert found.server == "error: creating server: Internal - failed to load all models"
 
 
+def test_reasons_of_every_kind_of_faulty_configuration() -> None:
+    lines = (FIXTURES / "triton_2.51_faulty_configs.log").read_text().splitlines()
+    assert read_reasons(lines).models == {
+        "ens_unused": "ensemble output 'zz' for ensemble ens_unused' is not used",
+        "placeholder": "config.pbtxt:4:17: Expected integer, got: $",
+        "ens_unknown": "ensemble ens_unknown contains models that are not available or ambiguous: nosuch",
+        "nover": "at least one version must be available under the version policy of model 'nover'",
+        "nobackend": "Invalid argument: unable to find backend library for backend 'tensorrtllm',"
+        " try specifying runtime on the model configuration.",
+        "gpu": "Invalid argument: instance group gpu_0 of model gpu has kind KIND_GPU but no GPUs are available",
+        "stubexit": "Internal: Stub process 'stubexit_0' is not healthy.",
+        "ens_type": "in ensemble ens_type, ensemble tensor a: inconsistent data type: TYPE_INT32 is inferred from model"
+        " ens_type while TYPE_STRING is inferred from model good",
+    }
+
+
 def test_log_of_an_earlier_start_does_not_count() -> None:
     lines = FAILED_LOG.read_text().splitlines()
     start = 'I1122 18:00:00.000000 7 pinned_memory_manager.cc:277] "Pinned memory pool is created at ..."'
@@ -227,9 +243,7 @@ def test_index_without_reason_is_completed_from_the_log() -> None:
 
 def test_stub_that_cannot_start_is_hopeless(tmp_path: Path) -> None:
     log = tmp_path / "triton.log"
-    log.write_text(
-        "triton_python_backend_stub: error while loading shared libraries: libpython3.11.so.1.0: cannot open\n"
-    )
+    log.write_text("backend_stub: error while loading shared libraries: libpython3.11.so.1.0: cannot open\n")
     script = Script((0, "refused", False, ()))
     with pytest.raises(NotReady, match="libpython3.11.so.1.0: cannot open"):
         script.follow(timeout=600, watch=Watch(log_file=str(log)))

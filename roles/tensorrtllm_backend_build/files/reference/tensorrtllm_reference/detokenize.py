@@ -38,15 +38,18 @@ def split_context(row: Sequence[int], length: int) -> Streamed | None:
     return Streamed(list(row[:length]), list(row[length + 2 :]), bool(row[length + 1]))
 
 
+def _whole(decode: Callable[[list[int]], str], tokens: list[int]) -> str:
+    """The text of as many of the tokens, from the first, as do not end inside a character."""
+    for count in range(len(tokens), 0, -1):
+        text = decode(tokens[:count])
+        if not text.endswith(_REPLACEMENT):
+            return text
+    return ""
+
+
 def piece(decode: Callable[[list[int]], str], streamed: Streamed) -> str:
-    """The text that the new tokens add. Text that ends inside a character is held back until it is whole, or until
-    the last response."""
+    """The text that the new tokens add. A character that is not whole yet is held back, until the last response."""
     tokens = streamed.context + streamed.tokens
-    text = decode(tokens)
-    if text.endswith(_REPLACEMENT) and not streamed.final:
-        return ""
-    for count in range(len(streamed.context), 0, -1):
-        before = decode(tokens[:count])
-        if not before.endswith(_REPLACEMENT):
-            return text[len(before) :]
-    return text
+    before = _whole(decode, streamed.context)
+    text = decode(tokens) if streamed.final else _whole(decode, tokens)
+    return text[len(before) :]

@@ -7,8 +7,10 @@ Triton loads it for every config.pbtxt that says backend: "tensorrtllm". Request
 batches them in flight, and are answered when they are done, or token by token with `streaming` in decoupled mode.
 
 A request ends early when its client cancels it (Triton is asked every cancellation_check_period_ms), or when a
-request with the same request id and `stop` true arrives, as upstream. Triton notices a client that goes away over
-gRPC; over HTTP it does not, so such a request runs to its end.
+request with the same request id and `stop` true arrives, as upstream; it is answered with the tokens it has. Triton
+(2.51) tells of a client that goes away over gRPC, for this model and for tensorrt_llm_bls, and over HTTP when it fails
+to write the next streamed response of tensorrt_llm_bls. An ensemble does not pass a cancellation on to its steps, and
+an HTTP client that waits for a whole answer is not watched: such requests run to their end.
 
 Output tensors that were not asked for are zeros, as upstream's.
 
@@ -135,8 +137,8 @@ class _Answer:
         """Called from the scheduler's thread only."""
         if self._sender.closed:
             return
-        if update.error is not None or update.reason == "cancelled":
-            error = pb_utils.TritonError(update.error or "the request was cancelled")
+        if update.error is not None:
+            error = pb_utils.TritonError(update.error)
             self._sender.send(pb_utils.InferenceResponse(error=error), final=True)
             return
         state = self.rows[row]

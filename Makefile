@@ -28,7 +28,7 @@ demo:
 	@$(PYTHON) scripts/bootstrap.py --venv $(VENV) --requirements requirements/demo.txt --home "$${TRTLLM_HOME:-$(WORK)/host}" \
 		--port $(HTTP_PORT) --port $(GRPC_PORT) --port $(METRICS_PORT)
 	@$(PLAYBOOK) $(ARGS) site.yml
-	@$(PYTHON) scripts/ask.py --port $(HTTP_PORT) "$(QUESTION)"
+	@$(PYTHON) scripts/ask.py --paragraph --port $(HTTP_PORT) "$(QUESTION)"
 
 # Ask the served model: make ask QUESTION="..."
 ask:
@@ -50,3 +50,29 @@ clean: down
 bench:
 	@$(PYTHON) scripts/bootstrap.py --venv $(VENV) --requirements requirements/demo.txt
 	@$(VENV)/bin/python benchmarks/bench.py --work $(WORK)/bench $(ARGS)
+
+# make test: everything; make test STAGES="unit demo": only these. lint, unit, sanity and molecule are stages too.
+STAGES ?=
+DEVELOPMENT = $(PYTHON) scripts/bootstrap.py --venv $(DEV) --requirements requirements/dev.txt
+.PHONY: test lint unit sanity molecule docs requirements
+test:
+	@$(DEVELOPMENT)
+	@$(DEV)/bin/python scripts/test.py $(STAGES)
+
+lint unit sanity molecule:
+	@$(DEVELOPMENT)
+	@$(DEV)/bin/python scripts/test.py $@
+
+# roles/*/README.md from each role's argument_specs.
+docs:
+	@$(DEVELOPMENT)
+	@$(DEV)/bin/python scripts/role_readme.py
+
+# The pins, from the *.in files beside them.
+LOCK := $(WORK)/lock
+UV_COMPILE = $(LOCK)/bin/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate
+requirements:
+	@$(PYTHON) scripts/bootstrap.py --venv $(LOCK) --requirements requirements/lock.txt
+	@for name in lock demo dev core-2.16; do \
+		$(UV_COMPILE) --python-version 3.11 requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
+	@$(UV_COMPILE) --python-version 3.12 requirements/core-2.21.in --output-file requirements/core-2.21.txt

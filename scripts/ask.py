@@ -13,17 +13,25 @@ import urllib.error
 import urllib.request
 
 
+# Tokens of a first paragraph.
+PARAGRAPH = 96
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--paragraph", action="store_true", help="ask for the answer's first paragraph only")
     options = parser.parse_args()
 
     base = "http://localhost:%d/v2/models/ensemble" % options.port
     body = {"text_input": options.question, "max_tokens": options.max_tokens, "bad_words": "", "stop_words": ""}
-    request = urllib.request.Request(base + "/generate_stream", data=json.dumps({**body, "stream": True}).encode())
+    # Whoever stops reading does not stop Triton's ensemble from generating: the paragraph is cut by length.
+    sent = {**body, "stream": True, "max_tokens": PARAGRAPH if options.paragraph else options.max_tokens}
+    request = urllib.request.Request(base + "/generate_stream", data=json.dumps(sent).encode())
     print("\n%s\n" % options.question)
+    said = ""
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
             for line in answer:
@@ -32,6 +40,9 @@ def main() -> int:
                     if "error" in event:
                         print("ERROR: %s" % event["error"], file=sys.stderr)
                         return 1
+                    said += event["text_output"]
+                    if options.paragraph and "\n\n" in said:
+                        break
                     print(event["text_output"], end="", flush=True)
     except urllib.error.HTTPError as exc:
         print("ERROR: %s answered %d: %s" % (base, exc.code, exc.read(500).decode("utf-8", "replace")), file=sys.stderr)

@@ -46,7 +46,6 @@ class Core:
     def playbook(self, *arguments: str) -> Recap:
         ports = {"http": self.site.http, "grpc": self.site.grpc, "metrics": self.site.metrics}
         variables = {"triton_serve_%s_port" % name: port for name, port in ports.items()}
-        # The host's interpreter is not the controller's: a controller may have one that the modules do not run on.
         done = subprocess.run(
             [str(self.python), "-m", "ansible", "playbook", "-i", "inventory/local", "-e", json.dumps(variables),
              "-e", "mixtral_engine_weights_source=tiny", *arguments],
@@ -74,6 +73,8 @@ def _core(request: pytest.FixtureRequest, site: Site) -> Core:
     python = find_python(CORES[version])
     if python is None:
         pytest.skip("ansible-core %s needs Python %s, and there is none" % (version, " or ".join(CORES[version])))
+    if " " in str(ROOT) and version == "2.16":
+        pytest.skip("ansible-core 2.16 runs no interpreter with a space in its path, and this is below '%s'" % ROOT)
     spec = importlib.util.spec_from_file_location("bootstrap", ROOT / "scripts" / "bootstrap.py")
     assert spec is not None and spec.loader is not None
     bootstrap = importlib.util.module_from_spec(spec)

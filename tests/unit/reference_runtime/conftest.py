@@ -262,7 +262,7 @@ class MetricFamily:
     def __init__(self, name: str, description: str, kind: str) -> None:
         self._values = MetricFamily.all.setdefault(name, {})
 
-    def Metric(self, labels: dict[str, str]) -> _Metric:  # noqa: N802 (Triton's name)
+    def Metric(self, labels: dict[str, str]) -> _Metric:
         return _Metric(self._values, labels)
 
 

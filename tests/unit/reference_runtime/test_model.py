@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import tensorrtllm_reference.model as model_module
 from tensorrtllm_reference.engine_file import EngineFile
 from tensorrtllm_reference.errors import EngineError

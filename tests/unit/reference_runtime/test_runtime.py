@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tensorrtllm_reference.errors import EngineError, RequestError
 from tensorrtllm_reference.runtime import Runtime
 from tensorrtllm_reference.scheduler import Request

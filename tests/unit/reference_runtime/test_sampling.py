@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tensorrtllm_reference.errors import RequestError
 from tensorrtllm_reference.sampling import Sampler, SamplingParams
 from tensorrtllm_reference.words import from_tensor, to_tensor

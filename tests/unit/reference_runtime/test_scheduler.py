@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tensorrtllm_reference.errors import RequestError
 from tensorrtllm_reference.sampling import SamplingParams
 from tensorrtllm_reference.scheduler import Request

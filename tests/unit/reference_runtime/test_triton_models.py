@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ OUTPUTS = {
     "output_ids": "TYPE_INT32", "sequence_length": "TYPE_INT32", "cum_log_probs": "TYPE_FP32",
     "output_log_probs": "TYPE_FP32", "context_logits": "TYPE_FP16", "generation_logits": "TYPE_FP32",
     "batch_index": "TYPE_INT32", "sequence_index": "TYPE_INT32", "arrival_time_ns": "TYPE_INT64",
-    "first_token_time_ns": "TYPE_INT64", "last_token_time_ns": "TYPE_INT64", "kv_cache_alloc_total_blocks": "TYPE_INT32",
+    "first_token_time_ns": "TYPE_INT64", "last_token_time_ns": "TYPE_INT64",
+    "kv_cache_alloc_total_blocks": "TYPE_INT32",
     "acceptance_rate": "TYPE_FP32", "num_input_tokens": "TYPE_INT32", "num_output_tokens": "TYPE_INT32",
 }
 PROMPT = [5, 6, 7]
 
 
-def config(parameters: dict[str, str], *, decoupled: bool = False, outputs: dict[str, str] | None = None) -> dict[str, str]:
+def config(
+    parameters: dict[str, str], *, decoupled: bool = False, outputs: dict[str, str] | None = None
+) -> dict[str, str]:
     return {
         "model_name": "m", "model_version": "1",
         "model_config": json.dumps({
@@ -189,9 +194,13 @@ def test_log_probs(serve: Any) -> None:
     assert arrays["cum_log_probs"][0, 0] == pytest.approx(arrays["output_log_probs"].sum(), abs=1e-4)
 
 
-def test_logits(serve: Any, make_engine: Callable[..., Path]) -> None:
-    engine = make_engine(1, 1, None, None, "--gather_all_token_logits")
-    arrays = serve(engine=engine).ask([PROMPT], 4, return_context_logits=True, return_generation_logits=True)[0].arrays()
+def test_logits(serve: Any, make_engine: Callable[..., Path], tmp_path: Path) -> None:
+    engine = Path(shutil.copytree(make_engine(), tmp_path / "engine"))
+    config_json = json.loads((engine / "config.json").read_text())
+    config_json["build_config"].update(gather_context_logits=True, gather_generation_logits=True)
+    (engine / "config.json").write_text(json.dumps(config_json))
+    served = serve(engine=engine)
+    arrays = served.ask([PROMPT], 4, return_context_logits=True, return_generation_logits=True)[0].arrays()
     assert arrays["context_logits"].shape == (1, 3, 512)
     assert arrays["generation_logits"].shape == (1, 1, 4, 512)
     assert arrays["generation_logits"][0, 0].argmax(axis=1).tolist() == arrays["output_ids"][0, 0].tolist()
@@ -200,7 +209,8 @@ def test_logits(serve: Any, make_engine: Callable[..., Path]) -> None:
 def test_statistics(serve: Any) -> None:
     arrays = serve().ask([PROMPT], 4, return_perf_metrics=True, return_num_input_tokens=True,
                          return_num_output_tokens=True)[0].arrays()
-    assert 0 < arrays["arrival_time_ns"][0, 0] < arrays["first_token_time_ns"][0, 0] < arrays["last_token_time_ns"][0, 0]
+    times = [int(arrays[f"{name}_time_ns"][0, 0]) for name in ("arrival", "first_token", "last_token")]
+    assert 0 < times[0] < times[1] < times[2]
     assert arrays["kv_cache_alloc_total_blocks"].tolist() == [[1]]
     assert arrays["num_input_tokens"].tolist() == [[3]]
     assert arrays["num_output_tokens"].tolist() == [[4]]
@@ -362,7 +372,7 @@ def test_empty_strings_mean_none(preprocess: Any) -> None:
     ("change", "message"),
     [
         ("unset", "tokenizer_dir is not set"),
-        ("nowhere", "tokenizer_dir .*nowhere is not a directory"),
+        ("nowhere", "tokenizer_dir .* is not a directory"),
         ("empty", "has no tokenizer.json"),
         ("no config", "has no tokenizer_config.json"),
         ("no eos", "has no eos_token"),
@@ -456,5 +466,144 @@ def test_decoders_that_join_bytes() -> None:
             return "\ufffd" * len(ids)
 
     ids = list("é🎉é".encode())
-    pieces = [piece(decode, Streamed([token], ids[:number], number == len(ids) - 1)) for number, token in enumerate(ids)]
+    last = len(ids) - 1
+    pieces = [piece(decode, Streamed([token], ids[:number], number == last)) for number, token in enumerate(ids)]
     assert pieces == ["", "é", "", "", "", "🎉", "", "é"]
+
+
+# The ensemble as one model.
+
+
+class Inner:
+    """The models that BLS calls: canned preprocessing and postprocessing, and an engine that waits to be stopped."""
+
+    def __init__(self, triton: Any) -> None:
+        self.triton, self.calls, self.stopped = triton, [], threading.Event()
+        self.answers: list[Any] = []
+        self.waits = False
+
+    def __call__(
+        self, *, model_name: str, requested_output_names: list[str], inputs: list[Any], request_id: str
+    ) -> Any:
+        call = {tensor.name(): tensor.as_numpy() for tensor in inputs}
+        self.calls.append((model_name, call, request_id))
+        inner = self
+
+        class Request:
+            def exec(self, decoupled: bool = False) -> Any:
+                assert decoupled == (model_name == "llm")
+                return inner.llm(call, request_id) if decoupled else inner.step(model_name, call)
+
+        return Request()
+
+    def step(self, name: str, call: dict[str, Any]) -> Any:
+        make = self.triton.Tensor
+        if name == "postprocessing":
+            rows = zip(call["TOKENS_BATCH"].tolist(), call["SEQUENCE_LENGTH"].tolist())
+            texts = [["-".join(map(str, row[0][: length[0]])).encode()] for row, length in rows]
+            return self.triton.InferenceResponse([make("OUTPUT", np.array(texts, object))])
+        if call["QUERY"][0, 0] == b"bad":
+            return self.triton.InferenceResponse(error=self.triton.TritonError("no such text"))
+        one = np.ones((1, 1), np.int32)
+        return self.triton.InferenceResponse([make(name, one) for name in PREPROCESSED])
+
+    def llm(self, call: dict[str, Any], request_id: str) -> Any:
+        if "stop" in call:
+            self.stopped_id = request_id
+            self.stopped.set()
+            return
+        for tokens in self.answers:
+            if isinstance(tokens, str):
+                yield self.triton.InferenceResponse(error=self.triton.TritonError(tokens))
+                raise AssertionError("asked for more after an error: Triton would wait for ever")
+            yield self.triton.InferenceResponse([
+                self.triton.Tensor("output_ids", np.array([[tokens]], np.int32)),
+                self.triton.Tensor("sequence_length", np.array([[len(tokens)]], np.int32)),
+                self.triton.Tensor("cum_log_probs", np.array([[-2.0]], np.float32)),
+            ])
+            if self.waits:
+                assert self.stopped.wait(20), "the inner request was not stopped"
+
+
+@pytest.fixture
+def bls(load_triton_model: Any, triton: Any) -> Iterator[Callable[..., Any]]:
+    running = []
+
+    def start(*, decoupled: bool, **parameters: str) -> tuple[Any, Inner]:
+        inner = triton.InferenceRequest = Inner(triton)
+        model = load_triton_model(MODELS + "tensorrt_llm_bls/1/model.py")
+        model.initialize(config({"tensorrt_llm_model_name": "llm", **parameters}, decoupled=decoupled,
+                                outputs={"text_output": "TYPE_STRING", "cum_log_probs": "TYPE_FP32"}))
+        running.append(model)
+        return model, inner
+
+    yield start
+    for model in running:
+        model.finalize()
+
+
+def ask_bls(model: Any, triton: Any, text: str = "a", **inputs: Any) -> Any:
+    given = {"text_input": texts([text]), "max_tokens": np.array([[4]], np.int32), **inputs}
+    request = triton.Request(given, ["text_output", "cum_log_probs"])
+    assert model.execute([request]) is None
+    return request
+
+
+def outputs(request: Any) -> list[str]:
+    return [response.arrays()["text_output"][0, 0].decode() for response in request.sender.all()]
+
+
+STREAM = {"stream": np.array([True])}
+
+
+def test_bls_one_answer(bls: Any, triton: Any) -> None:
+    model, inner = bls(decoupled=False)
+    inner.answers = [[4, 5]]
+    given = {"top_k": np.array([[7]]), "return_log_probs": np.array([True])}
+    (response,) = ask_bls(model, triton, **given).sender.all()
+    assert response.arrays()["text_output"][0, 0] == b"4-5"
+    assert response.arrays()["cum_log_probs"].tolist() == [[-2.0]]
+    called = {name: call for name, call, _ in inner.calls}
+    assert called["llm"]["runtime_top_k"].tolist() == [[7]]
+    assert called["llm"]["return_log_probs"].tolist() == [[True]], "inputs that were reshaped get their batch back"
+    assert called["preprocessing"]["REQUEST_OUTPUT_LEN"].tolist() == [[4]]
+    assert {"input_ids", "end_id", "stop_words_list", "decoder_input_lengths"} <= set(called["llm"])
+
+
+def test_bls_streams(bls: Any, triton: Any) -> None:
+    model, inner = bls(decoupled=True)
+    inner.answers = [[4], [5], [6]]
+    assert outputs(ask_bls(model, triton, **STREAM)) == ["4", "5", "6"]
+
+
+def test_bls_accumulates(bls: Any, triton: Any) -> None:
+    model, inner = bls(decoupled=True, accumulate_tokens="true")
+    inner.answers = [[4], [5], [6]]
+    assert outputs(ask_bls(model, triton, **STREAM)) == ["4", "4-5", "4-5-6"]
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_bls_errors(decoupled: bool, bls: Any, triton: Any) -> None:
+    model, inner = bls(decoupled=decoupled)
+    inner.answers = ["too long"]
+    assert [r.error().message() for r in ask_bls(model, triton).sender.all()] == ["too long"]
+    assert [r.error().message() for r in ask_bls(model, triton, "bad").sender.all()] == ["no such text"]
+    (refused,) = ask_bls(model, triton, num_draft_tokens=np.array([[3]])).sender.all()
+    assert "num_draft_tokens is not supported: the CPU runtime has no speculative decoding" in refused.error().message()
+
+
+def test_bls_passes_a_cancellation_on(bls: Any, triton: Any) -> None:
+    model, inner = bls(decoupled=True)
+    inner.answers, inner.waits = [[4]], True
+    request = ask_bls(model, triton, **STREAM)
+    request.sender.cancelled = True
+    request.sender.all()
+    assert inner.stopped.is_set()
+    assert inner.stopped_id == next(request_id for name, _, request_id in inner.calls if name == "llm")
+
+
+def test_bls_refuses_features(bls: Any) -> None:
+    from tensorrtllm_reference.text import TokenizerError
+
+    with pytest.raises(TokenizerError, match="tensorrt_llm_draft_model_name is 'draft'"):
+        bls(decoupled=True, tensorrt_llm_draft_model_name="draft")

@@ -22,7 +22,7 @@ from typing import Any, Optional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tensorrtllm_reference import cli  # noqa: E402
+from tensorrtllm_reference import cli
 
 _UPSTREAM_SERVER = "/opt/tritonserver/bin/tritonserver"
 _REFUSED = (

@@ -177,10 +177,13 @@ class _Reader:
 def linear(rows: Array, weight: Array) -> Array:
     """rows @ weight.T for a row-major weight, by whichever BLAS call reads the weight best."""
     count = rows.shape[0]
+    out: Array
     if count == 1:
-        return np.dot(weight, rows[0])[np.newaxis]
+        out = np.dot(weight, rows[0])[np.newaxis]
+        return out
     if count > VECTOR_ROWS or weight.size < VECTOR_MINIMUM:
-        return rows @ weight.T
+        out = rows @ weight.T
+        return out
     out = np.empty((count, weight.shape[0]), np.float32)
     step = max(1, VECTOR_PIECE // weight.shape[1])
     for begin in range(0, weight.shape[0], step):
@@ -193,7 +196,8 @@ def linear(rows: Array, weight: Array) -> Array:
 def rms_norm(rows: Array, weight: Array, epsilon: float) -> Array:
     mean = np.einsum("ij,ij->i", rows, rows) / np.float32(rows.shape[1])
     scale = 1.0 / np.sqrt(mean + np.float32(epsilon))
-    return rows * scale[:, np.newaxis] * weight
+    normed: Array = rows * scale[:, np.newaxis] * weight
+    return normed
 
 
 def _softmax(scores: Array) -> Array:
@@ -325,7 +329,7 @@ class MixtralModel:
         qkv = linear(rows, shard.qkv).reshape(len(rows), heads + 2 * kv_heads, size)
         rotated = qkv[:, : heads + kv_heads]
         left, right = rotated[..., :half], rotated[..., half:]
-        turned = left * cos - right * sin
+        turned: Array = left * cos - right * sin
         rotated[..., half:] = right * cos + left * sin
         rotated[..., :half] = turned
         rotated[:, :heads] *= self._query_scale
@@ -364,7 +368,8 @@ class MixtralModel:
         scores[:, hidden] = -np.inf
         _softmax(scores)
         mixed = scores.reshape(kv_heads, group * count, stop - low) @ values[:, low:stop]
-        return mixed.reshape(heads, count, size).transpose(1, 0, 2).reshape(count, heads * size)
+        by_row: Array = mixed.reshape(heads, count, size).transpose(1, 0, 2).reshape(count, heads * size)
+        return by_row
 
     def _experts(self, layer: _Layer, rows: Array, hidden: Array) -> Array:
         """hidden plus the mixture of experts of rows."""

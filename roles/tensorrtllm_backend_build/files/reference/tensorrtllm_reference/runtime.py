@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping as StringMapping
+from collections.abc import Callable
+from collections.abc import Mapping as StringMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -111,7 +112,7 @@ def read_engine_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EngineError(f"File does not exist: {path} (is gpt_model_path {directory} an engine directory?)")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise EngineError(f"{path} cannot be read: {exc}") from exc
     for key in ("version", "pretrained_config", "build_config"):

@@ -31,14 +31,14 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tensorrtllm_reference.cli import load_release  # noqa: E402
-from tensorrtllm_reference.detokenize import CONTEXT_TOKENS, with_context  # noqa: E402
-from tensorrtllm_reference.errors import RequestError  # noqa: E402
-from tensorrtllm_reference.responses import Sender  # noqa: E402
-from tensorrtllm_reference.runtime import Runtime  # noqa: E402
-from tensorrtllm_reference.sampling import SamplingParams  # noqa: E402
-from tensorrtllm_reference.scheduler import Request, Stats, Update  # noqa: E402
-from tensorrtllm_reference.words import from_tensor  # noqa: E402
+from tensorrtllm_reference.cli import load_release
+from tensorrtllm_reference.detokenize import CONTEXT_TOKENS, with_context
+from tensorrtllm_reference.errors import RequestError
+from tensorrtllm_reference.responses import Sender
+from tensorrtllm_reference.runtime import Runtime
+from tensorrtllm_reference.sampling import SamplingParams
+from tensorrtllm_reference.scheduler import Request, Stats, Update
+from tensorrtllm_reference.words import from_tensor
 
 # Inputs of features that the CPU runtime does not have. Given, with any element in them, they are refused.
 _REFUSED = {

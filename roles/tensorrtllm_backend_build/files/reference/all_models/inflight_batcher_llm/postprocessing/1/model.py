@@ -19,8 +19,8 @@ import triton_python_backend_utils as pb_utils
 # Triton puts <tree>/backends/python on the path of every Python model; the package lies beside backends/.
 sys.path.insert(0, str(Path(pb_utils.__file__).parents[2]))
 
-from tensorrtllm_reference.detokenize import piece, split_context  # noqa: E402
-from tensorrtllm_reference.text import Tokenizer, flag, parameter  # noqa: E402
+from tensorrtllm_reference.detokenize import piece, split_context
+from tensorrtllm_reference.text import Tokenizer, flag, parameter
 
 # Up to release 0.13 these go through postprocessing unchanged.
 _PASSED = ("CUM_LOG_PROBS", "OUTPUT_LOG_PROBS", "CONTEXT_LOGITS", "GENERATION_LOGITS", "BATCH_INDEX")

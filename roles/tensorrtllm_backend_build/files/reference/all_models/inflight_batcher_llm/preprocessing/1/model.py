@@ -21,8 +21,8 @@ import triton_python_backend_utils as pb_utils
 # Triton puts <tree>/backends/python on the path of every Python model; the package lies beside backends/.
 sys.path.insert(0, str(Path(pb_utils.__file__).parents[2]))
 
-from tensorrtllm_reference.text import Tokenizer, TokenizerError, flag, parameter  # noqa: E402
-from tensorrtllm_reference.words import to_tensor  # noqa: E402
+from tensorrtllm_reference.text import Tokenizer, TokenizerError, flag, parameter
+from tensorrtllm_reference.words import to_tensor
 
 _REFUSED = {
     "DECODER_QUERY": "encoder-decoder models",

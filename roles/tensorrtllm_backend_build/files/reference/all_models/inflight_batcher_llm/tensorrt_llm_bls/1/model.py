@@ -23,8 +23,8 @@ import triton_python_backend_utils as pb_utils
 # Triton puts <tree>/backends/python on the path of every Python model; the package lies beside backends/.
 sys.path.insert(0, str(Path(pb_utils.__file__).parents[2]))
 
-from tensorrtllm_reference.responses import Sender  # noqa: E402
-from tensorrtllm_reference.text import TokenizerError, flag, parameter  # noqa: E402
+from tensorrtllm_reference.responses import Sender
+from tensorrtllm_reference.text import TokenizerError, flag, parameter
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _CANCELLATION_PERIOD = 0.1

@@ -1,0 +1,365 @@
+#!/usr/bin/env python3
+# Copyright (c) 2026, trtllm.serving contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything that is checked, stage by stage; the last line says how much passed and how much failed.
+
+`make test` runs it by the development environment's Python. Everything it makes is below .work, and the logs of the
+stages are in .work/test/logs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".work"
+LOGS = WORK / "test" / "logs"
+BIN = Path(sys.executable).parent
+PYTEST = [sys.executable, "-m", "pytest", "-q", "--color=no"]
+# Settings of the caller's shell must not decide what is tested.
+FOREIGN = re.compile(r"ANSIBLE_|TRTLLM_|MAKE|MFLAGS|PYTHONPATH$|PYTEST_|MOLECULE_")
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+    kept.setdefault("PIP_CACHE_DIR", str(WORK / "cache" / "pip"))
+    return {
+        **kept,
+        "PATH": "%s%s%s" % (BIN, os.pathsep, kept.get("PATH", os.defpath)),
+        "LC_ALL": "C.UTF-8",
+        "NO_COLOR": "1",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_HOME": str(WORK / "test" / "ansible"),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".collections"),
+        "PYTHONPYCACHEPREFIX": str(WORK / "pycache"),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+
+
+class Running:
+    """The processes that were started, so that an interrupted run ends them all."""
+
+    lock = threading.Lock()
+    processes: set[subprocess.Popen[bytes]] = set()
+    stopped = False
+
+    @classmethod
+    def signal(cls, number: int) -> None:
+        for process in list(cls.processes):
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                pass
+
+    @classmethod
+    def stop(cls) -> None:
+        """First as Ctrl-C would, so that servers are stopped by the tests that started them."""
+        with cls.lock:
+            cls.stopped = True
+        for number, patience in ((signal.SIGINT, 60.0), (signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
+            cls.signal(number)
+            deadline = time.monotonic() + patience
+            while cls.processes and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if not cls.processes:
+                return
+
+
+@dataclass
+class Stage:
+    name: str
+    what: str
+    body: Callable[[Stage], None]
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def log(self, name: str) -> Path:
+        return LOGS / ("%s-%s.log" % (self.name, re.sub(r"\W+", "-", name)))
+
+    def add(self, passed: int, failed: int, skipped: int, line: str) -> None:
+        self.passed += passed
+        self.failed += failed
+        self.skipped += skipped
+        self.lines.append(line)
+
+    def skip(self, name: str, why: str) -> None:
+        self.add(0, 0, 1, "skipped  %s: %s" % (name, why))
+
+    def run(
+        self, name: str, argv: Iterable[object], timeout: float, cwd: Path = ROOT, **env: str
+    ) -> tuple[int, str, float]:
+        """Return code, output and time; the code is -1 for a command that took too long."""
+        log = self.log(name)
+        begun = time.monotonic()
+        with log.open("wb") as stream:
+            with Running.lock:
+                if Running.stopped:
+                    return -1, "interrupted\n", 0.0
+                process = subprocess.Popen(
+                    [str(part) for part in argv], cwd=cwd, env={**environment(), **env}, stdin=subprocess.DEVNULL,
+                    stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+                Running.processes.add(process)
+            try:
+                code = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                stream.write(b"\nnot done after %d s\n" % timeout)
+                code = -1
+            finally:
+                Running.processes.discard(process)
+        return code, log.read_text("utf-8", "replace"), time.monotonic() - begun
+
+    def check(self, name: str, argv: Iterable[object], timeout: float = 300, cwd: Path = ROOT, **env: str) -> bool:
+        """One command that passes or fails as a whole."""
+        code, output, seconds = self.run(name, argv, timeout, cwd, **env)
+        if code == 0:
+            self.add(1, 0, 0, "passed   %s (%.1f s)" % (name, seconds))
+        else:
+            self.add(0, 1, 0, "FAILED   %s (%.1f s)\n%s" % (name, seconds, output.rstrip()))
+        return code == 0
+
+    def pytest(self, name: str, argv: Iterable[object], timeout: float, **env: str) -> None:
+        """Tests, each of which passes, fails or is skipped."""
+        report = self.log(name).with_suffix(".xml")
+        report.unlink(missing_ok=True)
+        code, output, seconds = self.run(
+            name, [*PYTEST, "-rs", "--junitxml", report, *argv], timeout, **env
+        )
+        counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+        if report.is_file():
+            for suite in ElementTree.parse(report).iter("testsuite"):
+                counts = {key: counts[key] + int(suite.get(key, 0)) for key in counts}
+        failed = counts["failures"] + counts["errors"]
+        passed = counts["tests"] - failed - counts["skipped"]
+        if code != 0 and failed == 0:
+            failed = 1
+        why = re.findall(r"(?m)^SKIPPED .*$", output)
+        text = output.rstrip() if failed else "\n".join(why)
+        head = "%s %s: %d passed, %d failed, %d skipped (%.1f s)" % (
+            "FAILED  " if failed else "passed  ", name, passed, failed, counts["skipped"], seconds,
+        )  # fmt: skip
+        self.add(passed, failed, counts["skipped"], head + ("\n" + text if text else ""))
+
+
+def ports(count: int = 3) -> list[int]:
+    path = ROOT / "tests" / "demo" / "_site.py"
+    spec = importlib.util.spec_from_file_location("_site", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["_site"] = module
+    spec.loader.exec_module(module)
+    found: list[int] = module.free_ports(count)
+    return found
+
+
+def source_files() -> list[Path]:
+    """What git knows or would add; without git, everything but what a run makes."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"], capture_output=True, check=False
+    ) if shutil.which("git") else None  # fmt: skip
+    if done is not None and done.returncode == 0 and done.stdout:
+        names = [Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
+        return sorted({name for name in names if os.path.lexists(ROOT / name)})
+    found = []
+    made = {".git", ".work", ".ansible", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+    for parent, folders, names in os.walk(ROOT):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        folders[:] = sorted(set(folders) - made - set(links))
+        found += [Path(parent, name).relative_to(ROOT) for name in sorted(names + links) if not name.endswith(".pyc")]
+    return found
+
+
+# --- the stages ---
+
+
+def lint(stage: Stage) -> None:
+    stage.check("ruff", [BIN / "ruff", "check", "--no-cache", "."])
+    stage.check("yamllint", [BIN / "yamllint", "--strict", "."])
+    stage.check("ansible-lint", [BIN / "ansible-lint", "--offline", "--profile", "production", "--project-dir", ROOT])
+    stage.check("mypy", [BIN / "mypy", "-p", "ansible_collections.trtllm.serving.plugins"], MYPYPATH=".collections")
+    stage.check("antsibull-changelog", [BIN / "antsibull-changelog", "lint"])
+    stage.check("antsibull-docs", [BIN / "antsibull-docs", "lint-collection-docs", "--plugin-docs", "."])
+
+
+def unit(stage: Stage) -> None:
+    stage.pytest("tests/unit", ["tests/unit"], 600)
+
+
+GET_PIP = '''\
+"""In place of the get-pip that ansible-test would download: the bundled pip first, and by it the wanted one."""
+import subprocess
+import sys
+
+# In a process of its own: ensurepip switches pip's configuration off in the process that runs it.
+subprocess.check_call([sys.executable, "-m", "ensurepip"])
+arguments = [argument for argument in sys.argv[1:] if argument not in ("--no-setuptools", "--no-wheel")]
+sys.exit(subprocess.call([sys.executable, "-m", "pip", "install"] + arguments))
+'''
+
+
+def sanity(stage: Stage) -> None:
+    """ansible-test wants a real directory, whose name is the collection's, and a home for its environments."""
+    home = WORK / "cache" / "ansible-test"
+    (home / ".ansible" / "test" / "cache").mkdir(parents=True, exist_ok=True)
+    (home / ".ansible" / "test" / "cache" / "get_pip_24_2.py").write_text(GET_PIP, "utf-8")
+    copy = WORK / "test" / "sanity" / "ansible_collections" / "trtllm" / "serving"
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in source_files():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
+    # Another home must not hide where the user has told pip to look.
+    env = {"HOME": str(home)}
+    for path in (Path.home() / ".config" / "pip" / "pip.conf", Path.home() / ".pip" / "pip.conf"):
+        if path.is_file() and "PIP_CONFIG_FILE" not in os.environ:
+            env["PIP_CONFIG_FILE"] = str(path)
+    command = [BIN / "ansible-test", "sanity", "--color", "no"]
+    code, output, _seconds = stage.run("list", [*command, "--list-tests"], 120, copy, **env)
+    if code != 0:
+        said = [line for line in output.splitlines() if line.strip()] or ["no output"]
+        stage.skip("ansible-test sanity", "ansible-test does not run here: %s" % said[-1])
+        return
+    version = "%d.%d" % sys.version_info[:2]
+    argv = [*command, "--venv", "--python", version, "--requirements"]
+    code, output, seconds = stage.run("ansible-test", argv, 900, copy, **env)
+    ran = len(re.findall(r'(?m)^Running sanity test "', output))
+    if code == 0:
+        stage.add(ran, 0, 0, "passed   ansible-test sanity: %d tests (%.1f s)" % (ran, seconds))
+        return
+    # Anything else than a finding is no result.
+    unreachable = re.search(r"No matching distribution|NewConnectionError", output)
+    if unreachable and not re.search(r"(?m)^ERROR: Found \d+ ", output):
+        stage.skip("ansible-test sanity", "no package index for its environments, see %s" % stage.log("ansible-test"))
+        return
+    failed = re.search(r"(?m)^FATAL: The (\d+) sanity test", output)
+    count = int(failed.group(1)) if failed else 1
+    said = "\n".join(line for line in output.splitlines() if line.startswith(("ERROR", "FATAL"))) or output
+    stage.add(max(ran - count, 0), count, 0, "FAILED   ansible-test sanity (%.1f s)\n%s" % (seconds, said))
+
+
+def demo(stage: Stage) -> None:
+    stage.pytest("tests/demo", ["tests/demo"], 900)
+
+
+def triton(stage: Stage) -> None:
+    """The demo's environment with Triton, which is made here when the demo has not run."""
+    home = WORK / "test" / "demo"
+    playbook = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory/local", "tests/triton/backend.yml"]
+    if stage.check("environment with Triton", playbook, 600, TRTLLM_HOME=str(home)):
+        stage.pytest("tests/triton", ["tests/triton"], 600, TRITONSERVER_VENV=str(home / "venv"))
+
+
+def molecule(stage: Stage) -> None:
+    names = ("HTTP", "GRPC", "METRICS")
+    env = {"TRTLLM_TEST_%s_PORT" % name: str(port) for name, port in zip(names, ports())}
+    env.update(MOLECULE_COMMAND_BORDERS="false")
+    command = [BIN / "molecule", "--base-config", ".config/molecule/config.yml"]
+    home = WORK / "test" / "molecule"
+    if home.exists():
+        stage.run("destroy", [*command, "destroy"], 200, **env)
+        shutil.rmtree(home, ignore_errors=True)
+    stage.check("molecule test", [*command, "test"], 600, **env)
+
+
+def installed(stage: Stage) -> None:
+    stage.pytest("tests/installed", ["tests/installed"], 600)
+
+
+def matrix(stage: Stage) -> None:
+    stage.pytest("tests/matrix", ["tests/matrix"], 600)
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("lint", "ruff, yamllint, ansible-lint, mypy, antsibull", lint),
+        Stage("unit", "plugins, roles and reference backend, without a server", unit),
+        Stage("sanity", "ansible-test on a copy of the collection", sanity),
+        Stage("demo", "make demo end to end, with tiny weights on spare ports", demo),
+        Stage("triton", "every rendered config.pbtxt before the real Triton", triton),
+        Stage("molecule", "check, converge, idempotence, verify, rollback, destroy", molecule),
+        Stage("installed", "the collection built, installed and run by its names", installed),
+        Stage("matrix", "the oldest and the newest ansible-core", matrix),
+    )
+}
+# What needs no server runs beside what does: a deployment waits for its server much of the time.
+LANES = (("demo", "triton", "molecule", "installed", "matrix"), ("lint", "unit", "sanity"))
+
+PRINTING = threading.Lock()
+
+
+def perform(stage: Stage) -> None:
+    begun = time.monotonic()
+    try:
+        stage.body(stage)
+    except Exception as error:  # a stage that breaks is a failure of that stage, not the end of the others
+        stage.add(0, 1, 0, "FAILED   %s: %s: %s" % (stage.name, type(error).__name__, error))
+    seconds = time.monotonic() - begun
+    with PRINTING:
+        print("\n=== %s: %s (%.0f s)" % (stage.name, stage.what, seconds))
+        print("\n".join(stage.lines), flush=True)
+
+
+def lane(names: list[str]) -> None:
+    for name in names:
+        if not Running.stopped:
+            perform(STAGES[name])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="one or more of %s; all without" % ", ".join(STAGES))
+    options = parser.parse_args()
+    unknown = [name for name in options.stages if name not in STAGES]
+    if unknown:
+        parser.error("unknown stage %s: choose from %s" % (", ".join(unknown), ", ".join(STAGES)))
+    wanted = options.stages or list(STAGES)
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
+    begun = time.monotonic()
+    threads = [threading.Thread(target=lane, args=([name for name in names if name in wanted],)) for names in LANES]
+    # A closed terminal or a CI system that has run out of patience is an interruption too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_unused: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.5)
+    except KeyboardInterrupt:
+        print("\nInterrupted: what was started is being stopped", file=sys.stderr, flush=True)
+        Running.stop()
+        for thread in threads:
+            thread.join()
+        return 130
+    done = [STAGES[name] for name in STAGES if name in wanted]
+    passed, failed, skipped = (sum(getattr(stage, name) for stage in done) for name in ("passed", "failed", "skipped"))
+    print("\n%d stages in %.0f s; the logs are in %s" % (len(done), time.monotonic() - begun, LOGS.relative_to(ROOT)))
+    print("%d passed, %d failed%s" % (passed, failed, ", %d skipped" % skipped if skipped else ""), flush=True)
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -33,8 +33,8 @@ def server(tmp_path: Path) -> Path:
     """A stand-in that says how it was started, in the place that the wheel has."""
     path = tmp_path / "site" / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     path.parent.mkdir(parents=True)
-    path.write_text('#!/bin/sh\nprintf "%s\\n" "$0" "$@" "size=$OMPI_COMM_WORLD_SIZE" "path=$PATH" "lib=$LD_LIBRARY_PATH" '
-                    '"pid=$$"\n')
+    path.write_text('#!/bin/sh\n'
+                    'printf "%s\\n" "$0" "$@" "size=$OMPI_COMM_WORLD_SIZE" "path=$PATH" "lib=$LD_LIBRARY_PATH"\n')
     path.chmod(0o755)
     return path
 

@@ -259,7 +259,7 @@ class MixtralModel:
             expected = (heads + 2 * kv_heads) * config.head_size
             if qkv.shape != (expected, config.hidden_size):
                 raise EngineError(f"rank {rank}: {prefix}attention.qkv.weight is {qkv.shape}, and the config asks for "
-                                  f"{(expected, config.hidden_size)}: config.json and rank files do not belong together")
+                                  f"{(expected, config.hidden_size)}: config.json and the rank files do not match")
             first = mapping.ep_experts(config.num_experts).start
             experts = reader.experts(prefix + "mlp.fc.weight", prefix + "mlp.proj.weight", first)
             shards.append(_Shard(heads, kv_heads, qkv, dense, experts))

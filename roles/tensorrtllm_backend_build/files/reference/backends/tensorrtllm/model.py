@@ -116,7 +116,9 @@ class _Inputs:
 class _Answer:
     """One Triton request: collects the updates of its sequences and sends the responses."""
 
-    def __init__(self, model: TritonPythonModel, sender: Sender, requested: set[str], batch: int, streaming: bool) -> None:
+    def __init__(
+        self, model: TritonPythonModel, sender: Sender, requested: set[str], batch: int, streaming: bool
+    ) -> None:
         self._model = model
         self._sender = sender
         self._requested = requested

@@ -31,10 +31,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / ".collections"))
 
-import requests  # noqa: E402
-from ansible_collections.trtllm.serving.plugins.module_utils._readiness import Follower, Watch  # noqa: E402
-from ansible_collections.trtllm.serving.plugins.module_utils._server import Server  # noqa: E402
-from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import TritonClient  # noqa: E402
+import requests
+from ansible_collections.trtllm.serving.plugins.module_utils._readiness import Follower, Watch
+from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
+from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import TritonClient
 
 QUESTION = "What is machine learning?"
 
@@ -54,7 +54,8 @@ class Run:
     """One ansible-playbook: how long it took and how many tasks it executed."""
 
     def __init__(self, playbook: str, home: Path, variables: dict[str, object]) -> None:
-        argv = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory/local", playbook, "-e", json.dumps(variables)]
+        argv = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory/local", playbook]
+        argv += ["-e", json.dumps(variables)]
         env = {**os.environ, "TRTLLM_HOME": str(home), "ANSIBLE_NOCOLOR": "1"}
         began = time.monotonic()
         done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -110,7 +111,8 @@ def noop_against_tutorial(work: Path, repeats: int) -> list[str]:
     return [
         "| first deployment, download to answer | %.1f s, %d tasks |" % (first.seconds, first.tasks),
         "| no-op site.yml (median of %d) | %.2f s, %d tasks |" % (repeats, ours, noop[0].tasks),
-        "| tutorial as command tasks, second run (median of %d) | %.2f s, %d tasks |" % (repeats, theirs, commands[0].tasks),
+        "| tutorial as command tasks, second run (median of %d) | %.2f s, %d tasks |"
+        % (repeats, theirs, commands[0].tasks),
         "| no-op / tutorial (goal: at most 0.20) | %.3f |" % (ours / theirs),
     ]
 
@@ -218,7 +220,8 @@ def main() -> None:
         rows = readiness_lag(server, port, options.starts)
         rows += [load(port, 1, 100, 16), load(port, 8, 40, 16)]
     rows = noop_against_tutorial(work, options.repeats) + rows
-    print("Python %s, %s, %d CPUs, load %.1f" % (platform.python_version(), platform.machine(), os.cpu_count() or 0, os.getloadavg()[0]))
+    machine = (platform.python_version(), platform.machine(), os.cpu_count() or 0, os.getloadavg()[0])
+    print("Python %s, %s, %d CPUs, load %.1f" % machine)
     print("\n| what | figure |\n| --- | --- |")
     print("\n".join(rows))
 

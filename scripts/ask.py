@@ -12,7 +12,6 @@ import sys
 import urllib.error
 import urllib.request
 
-
 # Tokens of a first paragraph.
 PARAGRAPH = 96
 
@@ -33,7 +32,7 @@ def main() -> int:
     print("\n%s\n" % options.question)
     said = ""
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=120) as answer:
             for line in answer:
                 if line.startswith(b"data:"):
                     event = json.loads(line[5:])
@@ -50,7 +49,7 @@ def main() -> int:
     except OSError as exc:
         print("ERROR: %s does not answer (%s): run `make demo`" % (base, exc), file=sys.stderr)
         return 1
-    print("\n\nAsk again:  curl -X POST localhost:%d/v2/models/ensemble/generate -d '%s'" % (options.port, json.dumps(body)))
+    print("\n\nAsk again:  curl -X POST %s/generate -d '%s'" % (base.replace("http://", ""), json.dumps(body)))
     return 0
 
 

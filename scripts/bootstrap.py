@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / ".collections"))
 sys.dont_write_bytecode = True
 
-from ansible_collections.trtllm.serving.plugins.module_utils._host import (  # noqa: E402
+from ansible_collections.trtllm.serving.plugins.module_utils._host import (
     ask_python,
     examine,
 )
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--venv", type=Path, required=True)
     parser.add_argument("--requirements", type=Path, required=True)
     parser.add_argument("--home", type=Path, help="trtllm_home; without it the host is not looked at")
-    parser.add_argument("--port", type=int, action="append", default=[], help="HTTP, gRPC and metrics port, in this order")
+    parser.add_argument("--port", type=int, action="append", default=[], help="HTTP, gRPC, metrics")
     parser.add_argument("--space", type=int, default=4500, help="room that a first deployment needs, in MiB")
     options = parser.parse_args()
 

@@ -11,7 +11,6 @@ import socket
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import machine_id, pid_starttime
 
 

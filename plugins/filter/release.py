@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.trtllm.serving.plugins.module_utils._options import check_options, check_topology
 from ansible_collections.trtllm.serving.plugins.module_utils._releases import (
     UnknownRelease,

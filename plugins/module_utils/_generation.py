@@ -160,6 +160,10 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def _difference(old: str, before: str, new: str, after: str) -> Dict[str, str]:
+    return {"before_header": old, "after_header": new, "before": before, "after": after}
+
+
 def differences(wanted: Plan, complete: bool = True) -> List[Dict[str, str]]:
     """One Ansible diff for each file that is not as wanted, against the generation itself or the one in service.
 
@@ -175,11 +179,11 @@ def differences(wanted: Plan, complete: bool = True) -> List[Dict[str, str]]:
         after = wanted.files.get(name, "")
         if before != after:
             label = str((against or wanted.path) / name)
-            result.append({"before_header": label, "after_header": str(wanted.path / name), "before": before, "after": after})
+            result.append(_difference(label, before, str(wanted.path / name), after))
     if not wanted.made and against is not None and complete:
         for name in list_files(against):
             if name not in wanted.files and "__pycache__" not in name:
-                result.append({"before_header": str(against / name), "after_header": "", "before": read_text(against / name), "after": ""})
+                result.append(_difference(str(against / name), read_text(against / name), "", ""))
     return result
 
 
@@ -226,9 +230,10 @@ def generations(home: Path) -> List[Path]:
     """Finished generations, the one made last first."""
     parent = home / "generations"
     try:
-        found = [entry for entry in parent.iterdir() if not entry.name.startswith(".") and read_manifest(entry) is not None]
+        entries = [entry for entry in parent.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return []
+    found = [entry for entry in entries if read_manifest(entry) is not None]
     return sorted(found, key=lambda entry: (entry / MANIFEST).stat().st_mtime, reverse=True)
 
 

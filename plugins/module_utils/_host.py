@@ -62,7 +62,11 @@ class Python:
 def ask_python(executable: str) -> Optional[Dict[str, Any]]:
     try:
         done = subprocess.run(
-            [executable, "-I", "-c", _ASK_PYTHON], capture_output=True, timeout=30, check=False, stdin=subprocess.DEVNULL
+            [executable, "-I", "-c", _ASK_PYTHON],
+            capture_output=True,
+            timeout=30,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         value = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
@@ -73,13 +77,14 @@ def ask_python(executable: str) -> Optional[Dict[str, Any]]:
 def judge_python(executable: str, facts: Optional[Mapping[str, Any]]) -> Tuple[Optional[Python], str]:
     """The interpreter when it will do, else why not and what to do."""
     if facts is None:
-        return None, "%s does not run: install it, or name another Python (tensorrtllm_backend_build_python)" % executable
+        return None, (
+            "%s does not run: install it, or name another Python (tensorrtllm_backend_build_python)" % executable
+        )
     version = str(facts["version"])
     if version not in PYTHONS:
-        return None, "%s is Python %s, and Triton's Python backend with numpy below 2 needs one of %s: install python3.11" % (
-            executable,
-            version,
-            ", ".join(reversed(PYTHONS)),
+        return None, (
+            "%s is Python %s, and Triton's Python backend with numpy below 2 needs one of %s: install python3.11"
+            % (executable, version, ", ".join(reversed(PYTHONS)))
         )
     if not facts["venv"]:
         return None, "%s (Python %s) has no venv with ensurepip: apt-get install python%s-venv" % (
@@ -130,7 +135,10 @@ def check_home(home: str) -> List[str]:
     if not path.is_absolute() or os.path.normpath(home) != home.rstrip("/"):
         return ["trtllm_home '%s' is not a plain absolute path: write it without '..', '.' and '//'" % home]
     if any(ord(char) < 32 for char in home) or ":" in home:
-        return ["trtllm_home %s has a control character or a colon, which no PATH can hold: choose another" % json.dumps(home)]
+        return [
+            "trtllm_home %s has a control character or a colon, which no PATH can hold: choose another"
+            % json.dumps(home)
+        ]
     if path.is_symlink():
         return ["trtllm_home '%s' is a symbolic link to '%s': name the directory itself" % (home, os.readlink(home))]
     place = existing_parent(path)
@@ -145,7 +153,7 @@ def check_home(home: str) -> List[str]:
         )
     elif not os.access(str(place), os.W_OK | os.X_OK):
         problems.append(
-            "trtllm_home '%s': '%s' cannot be written by %s: make the directory and give it to %s, or choose another path"
+            "trtllm_home '%s': '%s' cannot be written by %s: make it and give it to %s, or choose another path"
             % (home, place, owner_name(os.geteuid()), owner_name(os.geteuid()))
         )
     if place == path and path.stat().st_mode & 0o002:
@@ -157,7 +165,10 @@ def check_space(home: str, needed_mib: int) -> List[str]:
     free = free_bytes(home) // (1024 * 1024)
     if free >= needed_mib:
         return []
-    return ["%d MiB are free below '%s', %d MiB are needed: free some, or choose another trtllm_home" % (free, home, needed_mib)]
+    return [
+        "%d MiB are free below '%s', %d MiB are needed: free some, or choose another trtllm_home"
+        % (free, home, needed_mib)
+    ]
 
 
 def _port_inodes(port: int) -> List[str]:
@@ -195,7 +206,7 @@ def port_owner(port: int) -> Optional[int]:
 def check_port(name: str, address: str, port: int, own: Optional[int]) -> List[str]:
     """Whether a port can be listened on, or is already by our own server."""
     try:
-        family, kind, proto, unused, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        family, kind, proto, _name, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
         return ["address '%s' is not one of this host: %s (triton_serve_address)" % (address, exc)]
     with socket.socket(family, kind, proto) as probe:
@@ -206,7 +217,8 @@ def check_port(name: str, address: str, port: int, own: Optional[int]) -> List[s
             return []
         except OSError as exc:
             if exc.errno == errno.EACCES:
-                return ["port %d (%s) may not be opened by %s: choose one above 1023" % (port, name, owner_name(os.geteuid()))]
+                who = owner_name(os.geteuid())
+                return ["port %d (%s) may not be opened by %s: choose one above 1023" % (port, name, who)]
             if exc.errno != errno.EADDRINUSE:
                 return ["%s:%d (%s) cannot be listened on: %s" % (address, port, name, exc.strerror)]
     holder = port_owner(port)
@@ -215,7 +227,9 @@ def check_port(name: str, address: str, port: int, own: Optional[int]) -> List[s
     who = "another process"
     if holder is not None:
         who = "pid %d (%s)" % (holder, _name_of(holder))
-    return ["port %d on %s is in use by %s: stop it, or set triton_serve_%s to a free port" % (port, address, who, name)]
+    return [
+        "port %d on %s is in use by %s: stop it, or set triton_serve_%s to a free port" % (port, address, who, name)
+    ]
 
 
 def _name_of(pid: int) -> str:
@@ -241,7 +255,9 @@ def check_platform() -> List[str]:
     kind, version = platform.libc_ver()
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if kind == "glibc" and numbers and numbers < GLIBC:
-        problems.append("glibc %s: Triton's wheel needs %d.%d or newer, as in Debian 12 or Ubuntu 22.04" % ((version,) + GLIBC))
+        problems.append(
+            "glibc %s: Triton's wheel needs %d.%d or newer, as in Debian 12 or Ubuntu 22.04" % (version, *GLIBC)
+        )
     return problems
 
 

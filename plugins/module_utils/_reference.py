@@ -54,7 +54,7 @@ def pins(requirements: str) -> Dict[str, str]:
     numpy = found.get("numpy", "")
     if not numpy or int(numpy.split(".")[0]) >= 2:
         raise InstallError(
-            "numpy %s cannot be used: Triton's Python backend misreads the arrays of numpy 2 and crashes; require numpy==1.26.4"
+            "numpy %s cannot be used: Triton's Python backend misreads numpy 2 and crashes; require numpy==1.26.4"
             % (numpy or "(none)")
         )
     return found
@@ -69,7 +69,7 @@ def installed(site: Path) -> Dict[str, str]:
         return found
     for name in names:
         if name.endswith(".dist-info"):
-            package, unused, version = name[: -len(".dist-info")].rpartition("-")
+            package, _dash, version = name[: -len(".dist-info")].rpartition("-")
             found[re.sub(r"[-_.]+", "-", package).lower()] = version
     return found
 

@@ -79,7 +79,6 @@ import os
 from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.trtllm.serving.plugins.module_utils._host import examine
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import LockError, RunLease
 

@@ -127,7 +127,6 @@ from pathlib import Path
 from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
 from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
@@ -183,7 +182,8 @@ def main() -> None:
         result = describe(backend, release.converter)
         result["repaired"] = list(backend.problems)
         result["changed"] = backend.changed
-        missing = [str(path) for needed, path in ((backend.needs_venv, backend.venv), (backend.needs_tree, backend.root)) if needed]
+        parts = ((backend.needs_venv, backend.venv), (backend.needs_tree, backend.root))
+        missing = [str(path) for needed, path in parts if needed]
         result["diff"] = {
             "before": "".join("%s\n" % line for line in backend.problems),
             "after": "".join("%s\n" % line for line in missing),

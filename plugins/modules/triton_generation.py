@@ -125,7 +125,6 @@ from pathlib import Path
 from typing import Any, Dict, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import MANIFEST, ArtifactError, read_manifest
 from ansible_collections.trtllm.serving.plugins.module_utils._engine import check_engine_dir, summarize
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import (

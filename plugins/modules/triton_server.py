@@ -112,7 +112,6 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import prune
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError

@@ -37,7 +37,7 @@ def ask(settings: dict) -> str:
     body = json.dumps({"text_input": settings["prompt"], "max_tokens": 1, "bad_words": "", "stop_words": ""}).encode()
     url = "%s/v2/models/%s/generate" % (settings["url"], settings["model"])
     try:
-        with urllib.request.urlopen(  # noqa: S310
+        with urllib.request.urlopen(
             urllib.request.Request(url, data=body, method="POST"), timeout=settings["timeout"]
         ) as answer:
             reply = json.loads(answer.read())
@@ -51,7 +51,7 @@ def ask(settings: dict) -> str:
 
 def is_ready(settings: dict) -> bool:
     try:
-        with urllib.request.urlopen(  # noqa: S310
+        with urllib.request.urlopen(
             "%s/v2/models/%s/ready" % (settings["url"], settings["model"]), timeout=5
         ):
             return True

@@ -162,6 +162,12 @@ def test_ranks_of_different_engines(
         load(copy, world="2")
 
 
+def test_rank_files_of_another_release(load: Callable[..., Runtime], copy: Path) -> None:
+    edit(copy, version="0.12.0")
+    with pytest.raises(EngineError, match=r"rank0.engine was built by TensorRT-LLM 1\.1\.0, and this runtime is 0\.12"):
+        load(copy, world="2", release="0.12.0")
+
+
 def test_bad_config(load: Callable[..., Runtime], copy: Path) -> None:
     edit(copy, build_config__max_batch_size="many")
     with pytest.raises(EngineError, match="bad build_config: .*many"):

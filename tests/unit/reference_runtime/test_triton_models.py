@@ -278,6 +278,18 @@ def test_stopped_by_id(serve: Any) -> None:
     assert "needs the request id" in served.error([PROMPT], 1, stop=True)
 
 
+def test_nothing_reaches_triton_after_the_final_response(triton: Any) -> None:
+    from tensorrtllm_reference.responses import Sender
+
+    raw = triton.Request({}, []).sender
+    sender = Sender(raw, 1)
+    assert not sender.is_cancelled()
+    sender.send(triton.InferenceResponse(), final=True)
+    sender.send(triton.InferenceResponse(), final=True)
+    assert sender.is_cancelled()
+    assert len(raw.all()) == 1
+
+
 def test_metrics(serve: Any, triton: Any) -> None:
     served = serve(stats_check_period_ms="0")
     served.ask([PROMPT], 4)

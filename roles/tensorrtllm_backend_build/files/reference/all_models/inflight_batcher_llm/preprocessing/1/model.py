@@ -121,6 +121,4 @@ class TritonPythonModel:
         if given is None or given.size == 0:
             return to_tensor([[]] * batch)
         rows = given.reshape(batch, -1).tolist() if given.size % batch == 0 else [given.reshape(-1).tolist()] * batch
-        return to_tensor([
-            [self._tokenizer.encode(_text(word), special=False) for word in row if _text(word)] for row in rows
-        ])
+        return to_tensor([[self._tokenizer.encode(_text(word), special=False) for word in row] for row in rows])

@@ -20,10 +20,10 @@ import subprocess
 import sys
 import threading
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".work"
@@ -204,7 +204,7 @@ def lint(stage: Stage) -> None:
 
 
 def unit(stage: Stage) -> None:
-    stage.pytest("tests/unit", ["tests/unit"], 600)
+    stage.pytest("tests/unit tests/parity", ["tests/unit", "tests/parity"], 600)
 
 
 GET_PIP = '''\
@@ -226,12 +226,15 @@ def sanity(stage: Stage) -> None:
     (home / ".ansible" / "test" / "cache" / "get_pip_24_2.py").write_text(GET_PIP, "utf-8")
     copy = WORK / "test" / "sanity" / "ansible_collections" / "trtllm" / "serving"
     shutil.rmtree(copy, ignore_errors=True)
-    for name in source_files():
+    # Its link to the checkout would lead the copy to itself.
+    for name in (name for name in source_files() if name.parts[0] != ".collections"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
     # A checkout around the copy would have its own say in what belongs to the collection: the copy is one itself.
     if shutil.which("git"):
         subprocess.run(["git", "init", "--quiet", str(copy)], check=True, env=environment())
+        (copy / ".git" / "info").mkdir(exist_ok=True)
+        (copy / ".git" / "info" / "exclude").write_text("/tests/output/\n", "utf-8")
     # Another home must not hide where the user has told pip to look.
     env = {"HOME": str(home)}
     for path in (Path.home() / ".config" / "pip" / "pip.conf", Path.home() / ".pip" / "pip.conf"):
@@ -344,7 +347,7 @@ def main() -> int:
     threads = [threading.Thread(target=lane, args=([name for name in names if name in wanted],)) for names in LANES]
     # A closed terminal or a CI system that has run out of patience is an interruption too.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_unused: (_ for _ in ()).throw(KeyboardInterrupt()))
+        signal.signal(number, signal.default_int_handler)
     try:
         for thread in threads:
             thread.start()

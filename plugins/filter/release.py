@@ -18,6 +18,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._releases import (
     check_flavour,
     get,
 )
+from ansible_collections.trtllm.serving.plugins.module_utils._tool_module import merge_options
 
 TABLES = ("convert_checkpoint", "trtllm_build", "launch")
 
@@ -31,32 +32,96 @@ def release(version: str) -> dict[str, Any]:
     return {name: value for name, value in asdict(found).items() if name not in TABLES}
 
 
-def release_problems(version: str, flavour: str = "engine") -> list[str]:
-    """One line for each reason why the release cannot be used with the flavour."""
-    return check_flavour(str(version), flavour)
-
-
-def engine_problems(
-    version: str, flavour: str, convert: Mapping[str, Any], build: Mapping[str, Any], gpus: int = 0
-) -> list[str]:
-    """One line for each option that the release's tools would refuse, and for each split that cannot be."""
+def release_problems(version: str, flavour: str = "engine", method: str = "") -> list[str]:
+    """One line for each reason why the release cannot be used with the flavour, or the flavour with the method."""
     problems = check_flavour(str(version), flavour)
-    if problems:
-        return problems
-    problems = check_options("convert_checkpoint", str(version), convert)
-    problems += check_options("trtllm_build", str(version), build)
-    if not problems:
-        problems += check_topology(
-            int(convert["tp_size"]),
-            int(convert["pp_size"]),
-            int(convert["moe_tp_size"]),
-            int(convert["moe_ep_size"]),
-            gpus=int(gpus) or None,
-        )
+    if not problems and flavour == "llmapi" and method == "reference":
+        problems.append("flavour 'llmapi' is not served by the method reference, which has no LLM API; use flavour engine")
     return problems
 
 
-def serve_problems(version: str, ports: Mapping[str, Any], exit_timeout: int, stop_timeout: int) -> list[str]:
+def _engine_options(
+    release: str, tool: Any, typed: Mapping[str, Any], free: object, variable: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Every option of a tool with its effective value, judged as the module that runs the tool will."""
+    if not isinstance(free, Mapping):
+        return {}, [f"{variable} {free!r} is not a dictionary: write {{option: value}}"]
+    options, problems = merge_options(tool.TOOL, release, {**typed, "options": free}, tool.TYPED, tool.RESERVED)
+    workers = typed.get("workers")
+    if workers is not None and str(workers).lstrip("-").isdigit() and int(workers) < 1:
+        problems.append(f"workers {workers} is not possible: give a whole number from 1")
+    return ({}, problems) if problems else (effective_options(tool.TOOL, release, options), [])
+
+
+def engine_problems(
+    version: str,
+    flavour: str,
+    convert: Mapping[str, Any],
+    build: Mapping[str, Any],
+    convert_options: object = None,
+    build_options: object = None,
+    gpu: object = None,
+) -> list[str]:
+    """One line for each option that the release's tools would refuse, and for each split that cannot be."""
+    problems = check_flavour(str(version), flavour)
+    if not problems and flavour != "engine":
+        problems.append(f"flavour {flavour!r} has no engine to build; use flavour engine")
+    if problems:
+        return problems
+    release = get(str(version)).version
+    effective, problems = _engine_options(
+        release, _checkpoint, convert, convert_options or {}, "mixtral_engine_convert_options"
+    )
+    building, wrong = _engine_options(release, _engine, build, build_options or {}, "mixtral_engine_build_options")
+    # The workers are one variable for both tools.
+    problems += [problem for problem in wrong if problem not in problems]
+    count: Any = 0
+    if gpu is not None:
+        count = gpu.get("count") if isinstance(gpu, Mapping) else None
+        if isinstance(count, bool) or not str(count).isdigit():
+            problems.append(f"mixtral_engine_gpu {gpu!r} has no count: give name, compute_capability, memory_mib and count")
+            count = 0
+    problems += _engine.option_problems(building)
+    if effective:
+        split = [effective.get(name) for name in ("tp_size", "pp_size", "moe_tp_size", "moe_ep_size")]
+        problems += check_topology(*split, gpus=int(count) or None)
+    return problems
+
+
+def weights_problems(source: str, path: object) -> list[str]:
+    """One line for a source of weights that lacks what it needs."""
+    if source == "directory" and not os.path.isabs(str(path)):
+        return [
+            f"mixtral_engine_weights_path {path!r} is not an absolute path: name the Hugging Face directory on the"
+            " host, or choose another mixtral_engine_weights_source"
+        ]
+    if source != "directory" and path:
+        return [
+            f"mixtral_engine_weights_path {path!r} is given, and mixtral_engine_weights_source is {source!r}:"
+            " set that to directory, or drop the path"
+        ]
+    return []
+
+
+def _texts(variable: str, value: object, kind: type, form: str) -> list[str]:
+    """Whether a list or dictionary that becomes a command line or an environment is one, and of plain values."""
+    if not isinstance(value, kind):
+        return [f"{variable} {value!r} is not {form}"]
+    values = list(value.values() if isinstance(value, Mapping) else value)  # type: ignore[call-overload]
+    wrong = [each for each in values if isinstance(each, bool) or not isinstance(each, (str, int, float))]
+    return [f"{variable} has {each!r}, which is not a string: quote it" for each in wrong]
+
+
+def serve_problems(
+    version: str,
+    ports: Mapping[str, Any],
+    exit_timeout: int,
+    stop_timeout: int,
+    smoke_expect: str = "",
+    arguments: object = (),
+    environment: object = None,
+    kv_cache_fraction: object = None,
+) -> list[str]:
     """One line for each setting of the server that cannot be."""
     problems = []
     try:
@@ -78,6 +143,23 @@ def serve_problems(version: str, ports: Mapping[str, Any], exit_timeout: int, st
             f"triton_serve_stop_timeout {stop_timeout} is not above triton_serve_exit_timeout {exit_timeout};"
             " requests would be cut off; raise it"
         )
+    try:
+        re.compile(str(smoke_expect))
+    except re.error as error:
+        problems.append(f"triton_serve_smoke_expect {smoke_expect!r} is no regular expression ({error}); correct it")
+    problems += _texts("triton_serve_arguments", list(arguments) if isinstance(arguments, tuple) else arguments, list,
+                       "a list: write ['--name=value']")  # fmt: skip
+    problems += _texts("triton_serve_environment", environment or {}, Mapping, "a dictionary: write {NAME: value}")
+    if kv_cache_fraction is not None:
+        try:
+            fits = 0 < float(str(kv_cache_fraction)) <= 1
+        except ValueError:
+            fits = False
+        if not fits:
+            problems.append(
+                f"triton_serve_kv_cache_free_gpu_mem_fraction {kv_cache_fraction!r} is not a share of the memory;"
+                " give a number above 0 and at most 1"
+            )
     return problems
 
 
@@ -100,6 +182,7 @@ class FilterModule:
             "release": release,
             "release_problems": release_problems,
             "engine_problems": engine_problems,
+            "weights_problems": weights_problems,
             "serve_problems": serve_problems,
             "reachable_host": reachable_host,
             "command_option": command_option,

@@ -203,7 +203,8 @@ def build(
     full = params.get("verify") == "full"
     _tool_module.refuse(_checkpoint.check_checkpoint_dir(checkpoint, release=release, full=full))
     manifest = read_manifest(checkpoint)
-    assert manifest is not None
+    if manifest is None:
+        raise AssertionError("%s was just found whole" % checkpoint)
     config = _checkpoint.read_config(checkpoint)
     _tool_module.refuse(option_problems(effective, config))
     world = int(config["mapping"]["world_size"])

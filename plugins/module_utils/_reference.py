@@ -223,7 +223,8 @@ def make_tree(backend: Backend, archive: Path, identity: Mapping[str, Any]) -> N
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(member)
-                assert source is not None
+                if source is None:
+                    raise AssertionError("%s is a file of the archive" % member.name)
                 with source, open(str(target), "wb") as stream:
                     shutil.copyfileobj(source, stream)
                 target.chmod(0o750 if member.mode & 0o100 else 0o640)

@@ -387,7 +387,8 @@ class NativeRunner:
             ) from exc
 
     def _follow(self, proc: subprocess.Popen[bytes], sink: _LineSink, deadline: float | None, timeout: float) -> int:
-        assert proc.stdout is not None
+        if proc.stdout is None:
+            raise AssertionError("the process was started with a pipe")
         out = proc.stdout.fileno()
         poller = select.poll()
         poller.register(out, select.POLLIN)

@@ -175,7 +175,8 @@ def check_engine(engine: str, params: Dict[str, Any]) -> str:
             "or build with a larger mixtral_engine_max_batch_size" % (batch, largest)
         )
     manifest = read_manifest(engine)
-    assert manifest is not None
+    if manifest is None:
+        raise AssertionError("%s was just found whole" % engine)
     return manifest.key
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,8 @@ class Site:
 
     # --- the server ---
 
-    def request(self, path: str, body: Mapping[str, Any]) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("localhost", self.http, timeout=60)
+    def request(self, path: str, body: Mapping[str, Any]) -> HTTPResponse:
+        connection = HTTPConnection("localhost", self.http, timeout=60)
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         return connection.getresponse()
 
@@ -172,7 +172,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = 60.0) -
     while True:
         try:
             value = condition()
-        except (OSError, ValueError, http.client.HTTPException, AssertionError) as error:
+        except (OSError, ValueError, HTTPException, AssertionError) as error:
             value, what_now = None, "%s (%s)" % (what, error)
         else:
             what_now = what

@@ -159,7 +159,7 @@ def _order(version: str) -> tuple[int, ...]:
 def _make(version: str) -> Release:
     tag, commit, submodule, ngc, cuda, tensorrt, driver, dockerfile = _ROWS[version]
     order = _order(version)
-    _, line, provenance = [entry for entry in _LINES if _order(entry[0]) <= order][-1]
+    _since, line, provenance = [entry for entry in _LINES if _order(entry[0]) <= order][-1]
     moved = order >= (0, 20, 0)
     root = "tensorrt_llm/triton_backend/" if moved else ""
     return Release(

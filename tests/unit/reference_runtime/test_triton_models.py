@@ -137,8 +137,8 @@ def test_batch_in_one_request(serve: Any, greedy: Any) -> None:
 
 
 def test_streaming(serve: Any, greedy: Any) -> None:
-    responses = serve(decoupled=True, exclude_input_in_output="false").ask([PROMPT], 5, streaming=True,
-                                                                          return_num_output_tokens=True)
+    server = serve(decoupled=True, exclude_input_in_output="false")
+    responses = server.ask([PROMPT], 5, streaming=True, return_num_output_tokens=True)
     assert [r.arrays()["output_ids"].tolist() for r in responses] == [[[[token]]] for token in greedy(PROMPT, 5)]
     assert [int(r.arrays()["num_output_tokens"][0, 0]) for r in responses] == [1, 2, 3, 4, 5]
 

@@ -202,7 +202,7 @@ def test_memory_is_given_back_after_every_tensor(
     tiny_dir: Path, tmp_path: Path, convert: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(MixtralWeights, "forget", lambda self: calls.append(self))
+    monkeypatch.setattr(MixtralWeights, "forget", calls.append)
     assert convert("--model_dir", tiny_dir, "--output_dir", tmp_path).code == 0
     assert len(calls) == len(SafetensorsFile(tmp_path / "rank0.safetensors").names)
 

@@ -198,7 +198,7 @@ def test_defaults_are_values_that_the_table_allows(version: str, tool: str) -> N
     }
     assert _options.check_options(tool, version, given) == []
     assert _options.effective_options(tool, version, {}) == {
-        **{name: None for name in names(version, tool)},
+        **dict.fromkeys(names(version, tool)),
         **given,
     }
 

@@ -76,6 +76,9 @@ def main() -> int:
     if problems or python is None:
         for problem in problems:
             print("ERROR: %s" % problem, file=sys.stderr)
+        if options.home is not None:
+            hint = "Other ports, another place: make demo HTTP_PORT=.. GRPC_PORT=.. METRICS_PORT=.. TRTLLM_HOME=/.."
+            print(hint, file=sys.stderr)
         return 1
     try:
         make_environment(options.venv.absolute(), options.requirements.absolute(), python)

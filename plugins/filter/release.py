@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.trtllm.serving.plugins.module_utils._options import check_options, check_topology
+from ansible_collections.trtllm.serving.plugins.module_utils import _checkpoint, _engine
+from ansible_collections.trtllm.serving.plugins.module_utils._options import check_topology, effective_options
 from ansible_collections.trtllm.serving.plugins.module_utils._releases import (
     UnknownRelease,
     all_releases,
@@ -118,7 +121,7 @@ def serve_problems(
     exit_timeout: int,
     stop_timeout: int,
     smoke_expect: str = "",
-    arguments: object = (),
+    arguments: object = None,
     environment: object = None,
     kv_cache_fraction: object = None,
 ) -> list[str]:
@@ -147,8 +150,7 @@ def serve_problems(
         re.compile(str(smoke_expect))
     except re.error as error:
         problems.append(f"triton_serve_smoke_expect {smoke_expect!r} is no regular expression ({error}); correct it")
-    problems += _texts("triton_serve_arguments", list(arguments) if isinstance(arguments, tuple) else arguments, list,
-                       "a list: write ['--name=value']")  # fmt: skip
+    problems += _texts("triton_serve_arguments", arguments or [], list, "a list: write ['--name=value']")
     problems += _texts("triton_serve_environment", environment or {}, Mapping, "a dictionary: write {NAME: value}")
     if kv_cache_fraction is not None:
         try:

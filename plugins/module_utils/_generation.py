@@ -31,6 +31,8 @@ from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
 
 KIND = "generation"
 HOME_TOKEN = "${trtllm_home}"
+# Names the generation in service as long as its gate is not passed, and what served before it.
+UNPROVEN = "run/unproven.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -45,6 +47,18 @@ def link_target(home: Path, name: str) -> Optional[str]:
     except OSError:
         return None
     return os.path.basename(target)
+
+
+def unproven(home: Path) -> Dict[str, Any]:
+    """What is known of a current generation whose gate was never passed; empty when it was."""
+    try:
+        value = json.loads((home / UNPROVEN).read_text(encoding="utf-8"))
+        before = {name: value["before"][name] for name in ("current", "previous")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if value.get("generation") != link_target(home, "current"):
+        return {}
+    return {"generation": value["generation"], "before": before}
 
 
 def normalised(text: str, home: str) -> str:
@@ -112,7 +126,12 @@ class Plan:
         return self.made and not self.drift and self.current == self.id
 
     def stale(self, *others: Path) -> bool:
-        """Whether the server was started before one of its parts was put back, also by a run that then broke off."""
+        """Whether the server was started before one of its parts was put back, or never passed its gate.
+
+        Also when the run that did so then broke off.
+        """
+        if unproven(self.home):
+            return True
         try:
             started = (self.home / "run" / "server.json").stat().st_mtime
         except OSError:

@@ -24,7 +24,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
 
 FIRST_INTERVAL_S = 0.02
-MAX_INTERVAL_S = 0.1
+MAX_INTERVAL_S = 0.05
 _GROWTH = 1.5
 # How often the costlier looks are taken: the log of a server that does not listen, the index of one that does.
 _LOOK_S = 0.5

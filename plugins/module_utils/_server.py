@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import read_manifest, remove_tree
-from ansible_collections.trtllm.serving.plugins.module_utils._generation import link_target
-from ansible_collections.trtllm.serving.plugins.module_utils._lock import pid_starttime, utc_now
+from ansible_collections.trtllm.serving.plugins.module_utils._generation import UNPROVEN, link_target, unproven
+from ansible_collections.trtllm.serving.plugins.module_utils._lock import LOCK_NAME, pid_starttime, utc_now
 
 POLL_S = 0.05
 SHM = Path("/dev/shm")
@@ -121,6 +121,15 @@ class Server:
 
     def links(self) -> Dict[str, Optional[str]]:
         return {name: link_target(self.home, name) for name in ("current", "previous")}
+
+    def before(self) -> Dict[str, Optional[str]]:
+        """What current and previous named when a generation last passed its gate."""
+        found: Dict[str, Optional[str]] = unproven(self.home).get("before") or self.links()
+        return found
+
+    def switching(self) -> bool:
+        """Whether a switch was begun, and neither settled nor taken back."""
+        return (self.home / UNPROVEN).exists()
 
     def known(self, generation: str) -> bool:
         """Whether a generation's name can be resolved; previous always must be."""
@@ -224,21 +233,57 @@ class Server:
         with os.fdopen(fd, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n")
 
-    def switch(self, generation: str, previous: Optional[str], timeout: float) -> None:
-        """Stop, point current and previous, start."""
+    def switch(self, generation: str, before: Mapping[str, Optional[str]], timeout: float) -> None:
+        """Stop, point current and previous, start. The generation has its gate before it."""
+        self._mark_unproven({"generation": generation, "before": {name: before[name] for name in ("current", "previous")}})
         self.stop(timeout)
-        switch_link(self.home, "previous", previous)
+        switch_link(self.home, "previous", previous_after(before, generation))
         switch_link(self.home, "current", generation)
         self.start(generation)
 
+    def restore(self, before: Mapping[str, Optional[str]], timeout: float) -> Optional[str]:
+        """Back to what passed its gate last; what runs then."""
+        target = before["current"]
+        if target is None:
+            self.stop(timeout)
+        elif self.running() != target or self.links()["current"] != target:
+            self.resolve(target)
+            self.stop(timeout)
+        switch_link(self.home, "previous", before["previous"])
+        switch_link(self.home, "current", target)
+        if target is not None and self.running() != target:
+            self.start(target)
+        self.settle()
+        return target
+
+    def settle(self) -> None:
+        """The current generation has passed its gate, or had done so before."""
+        try:
+            (self.home / UNPROVEN).unlink()
+        except FileNotFoundError:
+            pass
+
+    def _mark_unproven(self, record: Mapping[str, Any]) -> None:
+        path = self.home / UNPROVEN
+        path.parent.mkdir(mode=0o750, exist_ok=True)
+        partial = path.with_name("." + path.name + ".partial")
+        with open(str(partial), "w", encoding="utf-8") as stream:
+            json.dump(record, stream, sort_keys=True)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(str(partial), str(path))
+
+    def own(self) -> List[str]:
+        """What the collection made below home; nothing in a directory that it never deployed to."""
+        if not (self.home / LOCK_NAME).is_file():
+            return []
+        return [name for name in OWN if os.path.lexists(str(self.home / name))]
+
     def remove(self) -> List[str]:
         """Removes all that the collection made below home."""
-        removed = []
-        for name in OWN:
-            path = self.home / name
-            if os.path.lexists(str(path)):
-                remove_tree(path)
-                removed.append(name)
+        removed = self.own()
+        for name in removed:
+            remove_tree(self.home / name)
         return removed
 
 

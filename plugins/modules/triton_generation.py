@@ -49,6 +49,11 @@ options:
     description: Directory of the finished engine. In check mode it need not be there yet.
     type: path
     required: true
+  engine_key:
+    description:
+      - Identity that the engine gets when it is built or repaired before this task. In check mode the directory is not
+        looked at then.
+    type: str
   tokenizer:
     description: Directory of the tokenizer.
     type: path
@@ -187,14 +192,15 @@ def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
     }
     files.update({name: str(text) for name, text in params["files"].items()})
     files["launch.json"] = json.dumps(params["launch"], indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    known = not check_mode or (Path(params["engine"]).is_dir() and Path(params["models"]).is_dir())
+    pending = params["engine_key"] if check_mode else None
+    known = not check_mode or ((pending or Path(params["engine"]).is_dir()) and Path(params["models"]).is_dir())
     engine_key = None
     if known:
-        engine_key = check_engine(params["engine"], params)
+        engine_key = pending or check_engine(params["engine"], params)
         check_tokenizer(Path(params["tokenizer"]))
         files.update(model_files(Path(params["models"]), sorted(params["configs"])))
     identity = {"engine": engine_key, "image_digest": params["image_digest"], "release": params["release"]}
-    return plan(Path(params["home"]), files, identity), known
+    return plan(Path(params["home"]), files, identity), bool(known)
 
 
 def main() -> None:
@@ -205,6 +211,7 @@ def main() -> None:
             configs=dict(type="dict", required=True),
             models=dict(type="path", required=True),
             engine=dict(type="path", required=True),
+            engine_key=dict(type="str", no_log=False),
             tokenizer=dict(type="path", required=True),
             image_digest=dict(type="str", default=""),
             files=dict(type="dict", default={}),

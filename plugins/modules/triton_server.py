@@ -35,7 +35,8 @@ options:
   state:
     description:
       - V(started) has the server run from O(generation).
-      - V(settled) records that O(generation) passed its gate, and removes old generations above O(keep).
+      - V(settled) records that O(generation) passed its gate, and removes old generations above O(keep). Until then a
+        generation does not count as one that served, also when the run breaks off.
       - V(restored) goes back to O(before) after a gate that failed.
       - V(stopped) stops it. V(absent) stops it and removes everything that the collection made below O(home).
     type: str
@@ -50,7 +51,7 @@ options:
     type: bool
     default: false
   before:
-    description: What RV(before) of the switch was; for O(state=restored). Without it the server is only stopped.
+    description: What RV(before) of the switch was; for O(state=restored). Nothing is done when no switch was begun.
     type: dict
   reason:
     description: Why the gate failed; kept in the ledger.
@@ -91,7 +92,9 @@ generation:
   returned: always
   type: str
 before:
-  description: What C(current) and C(previous) named, and which generation ran, before the task.
+  description:
+    - What C(current) and C(previous) named, and which generation ran, before the task.
+    - A current generation that never passed its gate is left out in favour of the one before it.
   returned: always
   type: dict
   sample: {"current": "0123456789abcdef", "previous": null, "running": "0123456789abcdef"}
@@ -115,20 +118,20 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import prune
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
-from ansible_collections.trtllm.serving.plugins.module_utils._server import Server, ServerError, previous_after
+from ansible_collections.trtllm.serving.plugins.module_utils._server import Server, ServerError
 
 
 def started(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    before = server.links()
+    before = server.before()
     if check_mode and not server.known(params["generation"]):
         # Only check mode comes here before the generation is assembled.
         return {"changed": True, "generation": None}
     generation = server.resolve(params["generation"])
     running = server.running()
-    changed = running != generation or before["current"] != generation or params["restart"]
+    changed = running != generation or server.links()["current"] != generation or params["restart"]
     if changed and not check_mode:
         begun = time.monotonic()
-        server.switch(generation, previous_after(before, generation), params["stop_timeout"])
+        server.switch(generation, before, params["stop_timeout"])
         server.ledger("switch", generation, "started", time.monotonic() - begun, before=before["current"])
     return {"changed": changed, "generation": generation}
 
@@ -136,24 +139,23 @@ def started(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[st
 def settled(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
     if check_mode:
         return {"changed": False, "generation": server.running(), "pruned": []}
+    server.settle()
     server.ledger("gate", params["generation"], "passed", 0.0)
     pruned = prune(server.home, params["keep"])
     return {"changed": bool(pruned), "generation": server.running(), "pruned": pruned}
 
 
 def restored(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    before = params["before"] or {}
-    target: Optional[str] = before.get("current")
+    before = params["before"]
+    if not before or not server.switching():
+        # Nothing was touched.
+        return {"changed": False, "generation": server.running()}
     failed = server.links()["current"]
     if check_mode:
-        return {"changed": True, "generation": target}
+        return {"changed": True, "generation": before.get("current")}
     begun = time.monotonic()
-    # Going back is only worth a restart when there is another generation to go back to.
-    if target is None or target == failed:
-        server.stop(params["stop_timeout"])
-        target = None
-    else:
-        server.switch(server.resolve(target), before.get("previous"), params["stop_timeout"])
+    wanted = {name: before.get(name) for name in ("current", "previous")}
+    target = server.restore(wanted, params["stop_timeout"])
     server.ledger("restore", target, "failed %s" % failed, time.monotonic() - begun, reason=params["reason"])
     return {"changed": True, "generation": target}
 
@@ -170,11 +172,8 @@ def stopped(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[st
 
 def absent(server: Server, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
     result = stopped(server, params, check_mode)
-    there = server.home.is_dir()
-    if there and not check_mode:
-        result["changed"] = bool(server.remove()) or result["changed"]
-    elif there:
-        result["changed"] = True
+    removed = server.own() if check_mode else server.remove()
+    result["changed"] = bool(removed) or result["changed"]
     return result
 
 
@@ -198,7 +197,7 @@ def main() -> None:
     server = Server(Path(params["home"]))
     actions = {"started": started, "settled": settled, "restored": restored, "stopped": stopped, "absent": absent}
     action = actions[params["state"]]
-    before: Dict[str, Optional[str]] = {**server.links(), "running": server.running()}
+    before: Dict[str, Optional[str]] = {**server.before(), "running": server.running()}
     begun = time.monotonic()
     # A switch is finished once begun: a host must not be left between two generations.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

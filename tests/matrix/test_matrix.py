@@ -64,7 +64,6 @@ def _site() -> Iterator[Site]:
         shutil.rmtree(home)
     yield site
     site.make("down")
-    shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(name="core", scope="module", params=list(CORES))

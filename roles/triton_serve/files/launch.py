@@ -34,9 +34,10 @@ def main() -> None:
     prefix = shm_prefix(home)
     for leftover in SHM.glob(prefix + "*"):
         leftover.unlink(missing_ok=True)
-    argv = [*launch["argv"], "--backend-config=python,shm-region-prefix-name=" + prefix]
+    argv = [*map(str, launch["argv"]), "--backend-config=python,shm-region-prefix-name=" + prefix]
     env = dict(os.environ)
-    for name, value in launch["env"].items():
+    for name, given in launch["env"].items():
+        value = str(given)
         # PATH-like variables go in front of what the host already has.
         env[name] = os.pathsep.join([value, env[name]]) if name in launch["prepend"] and env.get(name) else value
     write_atomically(home / "run" / "triton.pid", "%d\n" % os.getpid())

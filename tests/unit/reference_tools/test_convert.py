@@ -201,8 +201,12 @@ def test_the_same_input_gives_the_same_bytes(tiny_dir: Path, tmp_path: Path, con
 def test_memory_is_given_back_after_every_tensor(
     tiny_dir: Path, tmp_path: Path, convert: Tool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    monkeypatch.setattr(MixtralWeights, "forget", calls.append)
+    calls: list[MixtralWeights] = []
+
+    def forget(self: MixtralWeights) -> None:
+        calls.append(self)
+
+    monkeypatch.setattr(MixtralWeights, "forget", forget)
     assert convert("--model_dir", tiny_dir, "--output_dir", tmp_path).code == 0
     assert len(calls) == len(SafetensorsFile(tmp_path / "rank0.safetensors").names)
 

@@ -62,7 +62,7 @@ class _Reader(gguf.GGUFReader):
             return self._scalars(orig_offs, gguf.GGUFValueType(kind), count)
         position = orig_offs + 12
         strings: list[str] = []
-        for _ in range(count):
+        for _string in range(count):
             (length,) = struct.unpack_from("<Q", data, position)
             position += 8
             strings.append(str(data[position : position + length], "utf-8"))

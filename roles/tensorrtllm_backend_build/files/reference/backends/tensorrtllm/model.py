@@ -129,7 +129,7 @@ class _Answer:
         self.exclude_input = False
         self.text_context = False
         self.asked: dict[str, bool] = {}
-        self.rows: list[dict[str, Any]] = [{"tokens": [], "log_probs": [], "logits": []} for _ in range(batch)]
+        self.rows: list[dict[str, Any]] = [{"tokens": [], "log_probs": [], "logits": []} for _row in range(batch)]
 
     def is_cancelled(self) -> bool:
         """Also true when the answer was already given: one row's error ends the others."""

@@ -67,11 +67,14 @@ options:
     type: dict
     default: {}
   launch:
-    description: How the server is started, written to C(launch.json).
+    description:
+      - How the server is started, written to C(launch.json).
+      - A generation that is in place is asked for one token, with C(url), C(model), C(prompt) and C(timeout) (seconds)
+        of its C(probe).
     type: dict
     required: true
 notes:
-  - Needs the Python packages protobuf and tritonclient, with which each C(config.pbtxt) is parsed as
+  - Needs the Python packages protobuf, requests and tritonclient, with which each C(config.pbtxt) is parsed as
     inference.ModelConfig before anything is written.
 author:
   - trtllm.serving contributors (@trtllm)
@@ -114,6 +117,14 @@ in_place:
       the server was started.
   returned: always
   type: bool
+serving:
+  description: Whether it is in place, and the server gave a token when it was asked as C(launch.probe) says.
+  returned: always
+  type: bool
+silence:
+  description: Why no token came.
+  returned: always
+  type: str
 repaired:
   description: Files that were not as they were made, and were put back (would be, in check mode).
   returned: always
@@ -127,7 +138,7 @@ parsed:
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import MANIFEST, ArtifactError, read_manifest
@@ -149,6 +160,8 @@ from ansible_collections.trtllm.serving.plugins.module_utils._model_config impor
     check_repository,
     parse,
 )
+from ansible_collections.trtllm.serving.plugins.module_utils._smoke import ask
+from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import TritonClient, TritonError
 
 
 def parse_configs(configs: Dict[str, str], check_mode: bool) -> bool:
@@ -203,6 +216,26 @@ def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
     return plan(Path(params["home"]), files, identity), bool(known)
 
 
+def why_silent(probe: Optional[Dict[str, Any]]) -> str:
+    """Why the server gave no token just now; empty when it did, or when there is no question to ask.
+
+    Health endpoints stay green when a model's process has crashed, so the question is whether a token comes.
+    """
+    if not probe:
+        return ""
+    import requests  # only a server that is in place is asked
+
+    client = TritonClient(str(probe["url"]), requests)
+    question = {**probe, "max_tokens": 1, "allow_empty": True}
+    try:
+        ask(client, question)
+    except TritonError as exc:
+        return str(exc)
+    finally:
+        client.close()
+    return ""
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
@@ -223,13 +256,17 @@ def main() -> None:
     try:
         parsed = parse_configs(params["configs"], module.check_mode)
         generation, known = wanted(params, module.check_mode)
+        in_place = generation.in_place and not generation.stale(Path(params["models"]).parent.parent / MANIFEST)
+        silence = why_silent(params["launch"].get("probe")) if in_place else ""
         result: Dict[str, Any] = {
             "changed": not generation.made or bool(generation.drift),
             "id": generation.id if known else None,
             "path": str(generation.path) if known else None,
             "current": generation.current,
             "previous": generation.previous,
-            "in_place": generation.in_place and not generation.stale(Path(params["models"]).parent.parent / MANIFEST),
+            "in_place": in_place,
+            "serving": in_place and not silence,
+            "silence": silence,
             "repaired": list(generation.drift),
             "parsed": parsed,
             "diff": differences(generation, known),

@@ -130,10 +130,22 @@ def find_python(named: str = "") -> Tuple[Optional[Python], List[str]]:
 
 
 def check_home(home: str) -> List[str]:
+    """Why a directory cannot be trtllm_home. Writes nothing."""
+    try:
+        return _check_home(home)
+    except OSError as exc:
+        return ["trtllm_home '%s' cannot be used: %s; choose another path" % (home[:200], exc.strerror or exc)]
+
+
+def _check_home(home: str) -> List[str]:
     problems: List[str] = []
     path = Path(home)
-    if not path.is_absolute() or os.path.normpath(home) != home.rstrip("/"):
-        return ["trtllm_home '%s' is not a plain absolute path: write it without '..', '.' and '//'" % home]
+    if not path.is_absolute() or os.path.normpath(home) != home or home == "/":
+        return ["trtllm_home '%s' is not a plain absolute path: write it without '..', '.', '//' and a last '/'" % home]
+    if os.path.expandvars(home) != home:
+        return ["trtllm_home '%s' names an environment variable, which some tools replace: choose another path" % home]
+    if any("\ud800" <= char <= "\udfff" for char in home):
+        return ["trtllm_home %s is not UTF-8, which Triton's configuration must be: choose another path" % json.dumps(home)]
     if any(ord(char) < 32 for char in home) or ":" in home:
         return [
             "trtllm_home %s has a control character or a colon, which no PATH can hold: choose another"
@@ -208,7 +220,7 @@ def check_port(name: str, address: str, port: int, own: Optional[int]) -> List[s
     try:
         family, kind, proto, _name, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
-        return ["address '%s' is not one of this host: %s (triton_serve_address)" % (address, exc)]
+        return ["address '%s' cannot be resolved: %s; set triton_serve_address to one of this host" % (address, exc)]
     with socket.socket(family, kind, proto) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -219,6 +231,8 @@ def check_port(name: str, address: str, port: int, own: Optional[int]) -> List[s
             if exc.errno == errno.EACCES:
                 who = owner_name(os.geteuid())
                 return ["port %d (%s) may not be opened by %s: choose one above 1023" % (port, name, who)]
+            if exc.errno == errno.EADDRNOTAVAIL:
+                return ["address '%s' is not one of this host: set triton_serve_address to one" % address]
             if exc.errno != errno.EADDRINUSE:
                 return ["%s:%d (%s) cannot be listened on: %s" % (address, port, name, exc.strerror)]
     holder = port_owner(port)
@@ -268,11 +282,13 @@ def examine(
     server = Server(Path(home))
     own = server.server_pid()
     problems = check_platform()
+    free = 0
     home_problems = check_home(home)
     problems += home_problems
     venv = Path(home) / "venv" / "bin" / "python"
     links = server.links()
     if not home_problems:
+        free = free_bytes(home)
         # What is already made needs no room again.
         problems += check_space(home, space_mib if links["current"] is None else min(space_mib, 256))
     found: Optional[Python] = None
@@ -281,12 +297,13 @@ def examine(
         if found is None:
             problems += why
     for name, port in ports.items():
-        problems += check_port(name, address, port, own)
+        # A wrong address is wrong for every port, and told once.
+        problems += [problem for problem in check_port(name, address, port, own) if problem not in problems]
     record = {
         "os": os_name(),
         "machine": platform.machine(),
         "python": found.executable if found is not None else str(venv),
-        "free_mib": free_bytes(home) // (1024 * 1024),
+        "free_mib": free // (1024 * 1024),
         "current": links["current"],
         "previous": links["previous"],
         "running": server.running(),

@@ -32,8 +32,8 @@ attributes:
     support: full
 options:
   home:
-    description: Absolute path below which everything is kept.
-    type: path
+    description: Absolute path below which everything is kept, judged as it is written.
+    type: str
     required: true
   address:
     description: Address on which the server listens.
@@ -104,7 +104,7 @@ def take_lease(home: str, run: Dict[str, Any], check_mode: bool) -> str:
 def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
-            home=dict(type="path", required=True),
+            home=dict(type="str", required=True),
             address=dict(type="str", default="127.0.0.1"),
             ports=dict(type="dict", required=True),
             python=dict(type="str", default=""),

@@ -22,17 +22,18 @@ from ansible_collections.trtllm.serving.plugins.module_utils._generation import 
 
 MODULES = "ansible_collections.trtllm.serving.plugins.modules."
 
-# Stands for supervisord: leaves the pid files of a server that works in the home, and returns.
-FAKE_PYTHON = """#!%s
-import os, subprocess, sys
-if os.path.exists("refuse"):
-    sys.exit("Error: Cannot open an HTTP server")
-for name in ("supervisord", "triton"):
-    child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL, start_new_session=True)
-    open("run/%%s.pid" %% name, "w").write(str(child.pid))
-    open("started", "a").write("%%d " %% child.pid)
-""" % sys.executable
+# Stands for supervisord: leaves a supervisor that works in the home and ends its server when it is told to.
+FAKE_PYTHON = """#!/bin/sh
+if [ -e refuse ]; then echo "Error: Cannot open an HTTP server"; exit 2; fi
+setsid sh -c '
+  sleep 60 &
+  echo $$ $! >> started
+  echo $$ > run/supervisord.pid
+  echo $! > run/triton.pid
+  trap "kill $!; exit 0" TERM
+  wait
+' > /dev/null 2>&1 < /dev/null &
+"""
 
 
 @dataclass

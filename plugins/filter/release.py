@@ -86,7 +86,7 @@ def engine_problems(
             count = 0
     problems += _engine.option_problems(building)
     if effective:
-        split = [effective.get(name) for name in ("tp_size", "pp_size", "moe_tp_size", "moe_ep_size")]
+        split: list[Any] = [effective.get(name) for name in ("tp_size", "pp_size", "moe_tp_size", "moe_ep_size")]
         problems += check_topology(*split, gpus=int(count) or None)
     return problems
 

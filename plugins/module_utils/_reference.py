@@ -16,7 +16,7 @@ import shutil
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     key_of,
@@ -141,6 +141,18 @@ def survey(home: Path, release: str, tree_digest: str, requirements: str, tables
     return backend
 
 
+def pip_failure(tail: Sequence[str], rc: int, log: Path) -> str:
+    """pip's own error and what to do about it."""
+    said = [line.strip() for line in tail if "ERROR" in line] or [line.strip() for line in tail] or ["rc %d" % rc]
+    text = said[-1]
+    remedy = "without a package index, set tensorrtllm_backend_build_wheelhouse"
+    if "No space left" in text or "Disk quota" in text:
+        remedy = "free some space, or choose another trtllm_home"
+    elif "do not match the hashes" in text.lower() or "hashes" in text.lower():
+        remedy = "the package index holds other files than were tested: use another one"
+    return "installing the backend's Python packages failed: %s; %s (log %s)" % (text, remedy, log)
+
+
 def make_venv(
     backend: Backend, python: Python, requirements: str, wheelhouse: str, runner: Runner, log: Path, timeout: float
 ) -> None:
@@ -165,11 +177,7 @@ def make_venv(
             for argv in steps:
                 done = runner.run(argv, log_file=log, timeout=timeout)
                 if done.rc != 0:
-                    said = [line for line in done.tail if "ERROR" in line] or list(done.tail) or ["rc %d" % done.rc]
-                    raise InstallError(
-                        "installing the backend's Python packages failed: %s (log %s; without a package index, "
-                        "set tensorrtllm_backend_build_wheelhouse)" % (said[-1].strip(), log)
-                    )
+                    raise InstallError(pip_failure(done.tail, done.rc, log))
             _link_parts(backend, python)
             _write_stamp(backend.venv, inputs)
         except BaseException:

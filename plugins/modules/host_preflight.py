@@ -16,19 +16,19 @@ description:
     and the ports. Fails with all findings of the host at once, each with its remedy.
   - Takes the host's lease for this run, so that a second run at the same time is refused. The lease ends with the
     run's C(ansible-playbook) process.
+extends_documentation_fragment:
+  - trtllm.serving.attributes
 attributes:
   check_mode:
-    description: Can run in check mode. Only the lease is not taken then.
     support: full
+    details: The lease alone is not taken.
   diff_mode:
-    description: There is nothing to show.
     support: none
+  idempotent:
+    support: full
+    details: Changes nothing but the lease.
   action:
     description: Runs partly on the controller, whose process holds the lease.
-    support: full
-  platform:
-    description: Operating systems that are supported.
-    platforms: linux
     support: full
 options:
   home:

@@ -16,19 +16,17 @@ description:
     C(HOME/venvs), to which C(HOME/venv) points.
   - Both are known by what they are made of. A file that was changed by hand, or a package of another version, is
     reported, and put back.
+extends_documentation_fragment:
+  - trtllm.serving.attributes
 attributes:
   check_mode:
-    description: Can run in check mode and report what would change without changing it.
     support: full
   diff_mode:
-    description: Names the parts that are missing or differ.
+    support: full
+  idempotent:
     support: full
   action:
     description: The tree is read on the controller, and sent only when the host does not have it.
-    support: full
-  platform:
-    description: Operating systems that are supported.
-    platforms: linux
     support: full
 options:
   home:

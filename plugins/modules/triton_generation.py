@@ -17,16 +17,14 @@ description:
     neither on the time nor on the host's name nor on where C(home) is.
   - A generation that is there is compared file by file. A file that was changed by hand is reported, and put back.
   - Nothing that is being served is switched; see M(trtllm.serving.triton_server).
+extends_documentation_fragment:
+  - trtllm.serving.attributes
 attributes:
   check_mode:
-    description: Can run in check mode and report what would change without changing it.
     support: full
   diff_mode:
-    description: Shows each file that differs from the generation, or from the one in service.
     support: full
-  platform:
-    description: Operating systems that are supported.
-    platforms: linux
+  idempotent:
     support: full
 options:
   home:

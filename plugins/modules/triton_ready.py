@@ -14,8 +14,8 @@ version_added: 0.1.0
 description:
   - Follows a server through its start, from a refused connection over live to every model ready, and returns the
     timeline.
-  - Asks over one keep-alive session, at an interval that grows to a tenth of a second, so that readiness is noticed
-    within about half of that. No question waits longer than two seconds.
+  - Asks over one keep-alive session, at an interval that grows to a twentieth of a second, so that readiness is noticed
+    within about that. No question waits longer than two seconds.
   - Fails at once when the watched process ends, when a model has failed to load and nothing loads any more, or when
     what answers is no Triton; else when O(timeout) is over. Each model that is not ready is named, with the reason
     from the repository index, or from the server's log where Triton gives it only there (as for a C(config.pbtxt)

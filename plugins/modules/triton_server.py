@@ -16,17 +16,16 @@ description:
   - A switch stops the old server, points C(current) and C(previous), and starts the new one. Signals that come
     meanwhile wait until the server is started, so that a host is never left with half a switch.
   - Each switch is a line in C(HOME/ledger.jsonl).
+extends_documentation_fragment:
+  - trtllm.serving.attributes
 attributes:
   check_mode:
-    description: Can run in check mode and report what would change without changing it.
     support: full
   diff_mode:
-    description: Shows the generation before and after.
     support: full
-  platform:
-    description: Operating systems that are supported.
-    platforms: linux
-    support: full
+  idempotent:
+    support: partial
+    details: O(state=settled) writes a line to the ledger each time.
 options:
   home:
     description: Absolute path below which everything is kept.

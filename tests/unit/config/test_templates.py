@@ -254,7 +254,7 @@ def test_ansible_renders_the_same(tmp_path: Path) -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-i", "localhost,", "-c", "local"]
-        + ["-e", f"ansible_python_interpreter={sys.executable}", "play.yml"],
+        + ["-e", json.dumps({"ansible_python_interpreter": sys.executable}), "play.yml"],
         cwd=tmp_path,
         env={
             "PATH": os.environ["PATH"],

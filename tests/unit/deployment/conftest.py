@@ -23,17 +23,32 @@ from ansible_collections.trtllm.serving.plugins.module_utils._generation import 
 MODULES = "ansible_collections.trtllm.serving.plugins.modules."
 
 # Stands for supervisord: leaves a supervisor that works in the home and ends its server when it is told to.
-FAKE_PYTHON = """#!/bin/sh
-if [ -e refuse ]; then echo "Error: Cannot open an HTTP server"; exit 2; fi
-setsid sh -c '
-  sleep 60 &
-  echo $$ $! >> started
-  echo $$ > run/supervisord.pid
-  echo $! > run/triton.pid
-  trap "kill $!; exit 0" TERM
-  wait
-' > /dev/null 2>&1 < /dev/null &
-"""
+FAKE_PYTHON = """#!%s -IS
+import os, signal, sys, time
+if os.path.exists("refuse"):
+    sys.exit("Error: Cannot open an HTTP server")
+if os.fork():
+    os._exit(0)
+os.setsid()
+null = os.open("/dev/null", os.O_RDWR)
+for number in range(3):
+    os.dup2(null, number)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+server = os.fork()
+if not server:
+    time.sleep(60)
+    os._exit(0)
+def end(number, frame):
+    os.kill(server, signal.SIGTERM)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+with open("started", "a") as stream:
+    stream.write("%%d %%d " %% (os.getpid(), server))
+for name, pid in (("supervisord", os.getpid()), ("triton", server)):
+    with open("run/%%s.pid" %% name, "w") as stream:
+        stream.write(str(pid))
+time.sleep(60)
+""" % sys.executable
 
 
 @dataclass

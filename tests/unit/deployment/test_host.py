@@ -48,7 +48,7 @@ def _listener() -> Iterator[int]:
         ("~/home", "not a plain absolute path"),
         ("/tmp/../home", "not a plain absolute path"),
         ("/tmp/./home", "not a plain absolute path"),
-        ("//tmp/home", None),
+        ("/tmp/\udcff", "is not UTF-8"),
         ("/tmp//home", "not a plain absolute path"),
         ("/tmp/home/", "a last '/'"),
         ("/tmp/a:b", "colon"),
@@ -59,10 +59,8 @@ def _listener() -> Iterator[int]:
         ("/tmp/" + "/".join(["l" * 200] * 25), "too long"),
     ],
 )
-def test_homes_that_cannot_be(home: str, named: str | None) -> None:
+def test_homes_that_cannot_be(home: str, named: str) -> None:
     problems = check_home(home)
-    if named is None:
-        return
     assert len(problems) == 1 and named in problems[0], problems
     assert "\n" not in problems[0]
 
@@ -80,6 +78,13 @@ def test_a_link_is_named_with_its_target(tmp_path: Path) -> None:
     assert check_home(str(tmp_path / "link")) == [
         "trtllm_home '%s' is a symbolic link to '%s': name the directory itself" % (tmp_path / "link", tmp_path / "real")
     ]
+
+
+def test_a_link_to_nothing_is_named_and_the_host_still_described(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    record, problems = examine(str(tmp_path / "link"), "127.0.0.1", {}, sys.executable, 0)
+    assert any("is a symbolic link" in problem for problem in problems)
+    assert record["free_mib"] == 0
 
 
 def test_a_file_is_no_home(tmp_path: Path) -> None:
@@ -135,6 +140,8 @@ def test_a_free_port(listener: int) -> None:
 def test_an_address_of_another_host() -> None:
     (problem,) = check_port("http_port", "192.0.2.1", 1234, None)
     assert "192.0.2.1" in problem and "triton_serve_address" in problem
+    _record, problems = examine("/nowhere", "192.0.2.1", {"http_port": 1234, "grpc_port": 1235}, sys.executable, 0)
+    assert problems.count(problem) == 1
 
 
 def test_a_port_that_needs_privileges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
     library_path,
     make_tree,
     make_venv,
+    pip_failure,
     pins,
     survey,
     venv_inputs,
@@ -168,6 +169,21 @@ def test_pips_own_error_is_shown_and_nothing_is_left(look: Look, tmp_path: Path)
     assert list((tmp_path / "venvs").iterdir()) == []
     assert not (tmp_path / "venv").is_symlink()
     assert look().needs_venv
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "free some space"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "other files than were tested"),
+        ("ERROR: No matching distribution found for numpy==1.26.4", "tensorrtllm_backend_build_wheelhouse"),
+        ("Killed", "tensorrtllm_backend_build_wheelhouse"),
+    ],
+)
+def test_remedy_suits_pips_error(line: str, remedy: str) -> None:
+    text = pip_failure(["Collecting x", line], 1, Path("/log"))
+    assert line in text and remedy in text and "/log" in text and "\n" not in text
+    assert "rc 9" in pip_failure([], 9, Path("/log"))
 
 
 def test_a_half_made_environment_is_made_again(look: Look, tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def release_problems(version: str, flavour: str = "engine", method: str = "") ->
     """One line for each reason why the release cannot be used with the flavour, or the flavour with the method."""
     problems = check_flavour(str(version), flavour)
     if not problems and flavour == "llmapi" and method == "reference":
-        problems.append("flavour 'llmapi' is not served by the method reference, which has no LLM API; use flavour engine")
+        problems.append(
+            "flavour 'llmapi' is not served by the method reference, which has no LLM API; use flavour engine"
+        )
     return problems
 
 
@@ -82,7 +84,9 @@ def engine_problems(
     if gpu is not None:
         count = gpu.get("count") if isinstance(gpu, Mapping) else None
         if isinstance(count, bool) or not str(count).isdigit():
-            problems.append(f"mixtral_engine_gpu {gpu!r} has no count: give name, compute_capability, memory_mib and count")
+            problems.append(
+                f"mixtral_engine_gpu {gpu!r} has no count: give name, compute_capability, memory_mib and count"
+            )
             count = 0
     problems += _engine.option_problems(building)
     if effective:

@@ -145,7 +145,9 @@ def _check_home(home: str) -> List[str]:
     if os.path.expandvars(home) != home:
         return ["trtllm_home '%s' names an environment variable, which some tools replace: choose another path" % home]
     if any("\ud800" <= char <= "\udfff" for char in home):
-        return ["trtllm_home %s is not UTF-8, which Triton's configuration must be: choose another path" % json.dumps(home)]
+        return [
+            "trtllm_home %s is not UTF-8, which Triton's configuration must be: choose another path" % json.dumps(home)
+        ]
     if any(ord(char) < 32 for char in home) or ":" in home:
         return [
             "trtllm_home %s has a control character or a colon, which no PATH can hold: choose another"

@@ -235,7 +235,9 @@ class Server:
 
     def switch(self, generation: str, before: Mapping[str, Optional[str]], timeout: float) -> None:
         """Stop, point current and previous, start. The generation has its gate before it."""
-        self._mark_unproven({"generation": generation, "before": {name: before[name] for name in ("current", "previous")}})
+        self._mark_unproven(
+            {"generation": generation, "before": {name: before[name] for name in ("current", "previous")}}
+        )
         self.stop(timeout)
         switch_link(self.home, "previous", previous_after(before, generation))
         switch_link(self.home, "current", generation)

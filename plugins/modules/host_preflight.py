@@ -115,9 +115,7 @@ def main() -> None:
     )
     params = module.params
     ports = {name: int(port) for name, port in params["ports"].items()}
-    record, problems = examine(
-        params["home"], params["address"], ports, params["python"], params["required_space_mib"]
-    )
+    record, problems = examine(params["home"], params["address"], ports, params["python"], params["required_space_mib"])
     if not problems and params["run"]:
         try:
             blocked = take_lease(params["home"], params["run"], module.check_mode)

@@ -198,9 +198,7 @@ def check_engine(engine: str, params: Dict[str, Any]) -> str:
 
 def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
     """The generation, and whether its identity is known: in check mode, what it is made of may not be there yet."""
-    files: Dict[str, str] = {
-        "model_repo/%s/config.pbtxt" % name: str(text) for name, text in params["configs"].items()
-    }
+    files: Dict[str, str] = {"model_repo/%s/config.pbtxt" % name: str(text) for name, text in params["configs"].items()}
     files.update({name: str(text) for name, text in params["files"].items()})
     files["launch.json"] = json.dumps(params["launch"], indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     pending = params["engine_key"] if check_mode else None

@@ -180,9 +180,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             home=dict(type="path", required=True),
-            state=dict(
-                type="str", default="started", choices=["started", "settled", "restored", "stopped", "absent"]
-            ),
+            state=dict(type="str", default="started", choices=["started", "settled", "restored", "stopped", "absent"]),
             generation=dict(type="str", default="current"),
             restart=dict(type="bool", default=False),
             before=dict(type="dict"),

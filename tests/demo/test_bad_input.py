@@ -85,13 +85,15 @@ class Host:
 
 def failures(output: str) -> list[str]:
     """The messages of the tasks that failed."""
-    return [str(json.loads(text)) for text in re.findall(r'(?m)^ +"msg": ("(?:[^"\\]|\\.)*")', output)]
+    return [
+        str(json.loads(text)["msg"]) for text in re.findall(r"(?m)^fatal: \[localhost\]: FAILED! => (\{.*\})$", output)
+    ]
 
 
 @pytest.fixture(name="host", scope="module")
 def _host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     python = os.environ.get("TRTLLM_TEST_CONTROLLER") or sys.executable
-    asked = subprocess.run([python, "-m", "ansible", "--version"], capture_output=True, check=False)
+    asked = subprocess.run([python, "-m", "ansible", "playbook", "--version"], capture_output=True, check=False)
     if asked.returncode != 0:
         pytest.skip("%s has no ansible-core: name a controller's Python in TRTLLM_TEST_CONTROLLER" % python)
     ports = [int(port) for port in os.environ.get("TRTLLM_TEST_PORTS", "").split(",") if port] or free_ports(3)

@@ -23,7 +23,8 @@ from ansible_collections.trtllm.serving.plugins.module_utils._generation import 
 MODULES = "ansible_collections.trtllm.serving.plugins.modules."
 
 # Stands for supervisord: leaves a supervisor that works in the home and ends its server when it is told to.
-FAKE_PYTHON = """#!%s -IS
+FAKE_PYTHON = (
+    """#!%s -IS
 import os, signal, sys, time
 if os.path.exists("refuse"):
     sys.exit("Error: Cannot open an HTTP server")
@@ -48,7 +49,9 @@ for name, pid in (("supervisord", os.getpid()), ("triton", server)):
     with open("run/%%s.pid" %% name, "w") as stream:
         stream.write(str(pid))
 time.sleep(60)
-""" % sys.executable
+"""
+    % sys.executable
+)
 
 
 @dataclass

@@ -38,7 +38,9 @@ def files_at(home: Path) -> dict[str, str]:
 def test_identity_follows_content_and_not_the_place(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / 'an "other" ü'
     first = plan(one, files_at(one), {"engine": "e"})
-    quoted = {name: text.replace("%s", json.dumps(str(other), ensure_ascii=False)[1:-1]) for name, text in FILES.items()}
+    quoted = {
+        name: text.replace("%s", json.dumps(str(other), ensure_ascii=False)[1:-1]) for name, text in FILES.items()
+    }
     assert plan(other, quoted, {"engine": "e"}).id == first.id
     assert plan(one, {**files_at(one), "launch.json": "{}\n"}, {"engine": "e"}).id != first.id
     assert plan(one, files_at(one), {"engine": "f"}).id != first.id

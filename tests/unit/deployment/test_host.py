@@ -76,7 +76,8 @@ def test_a_link_is_named_with_its_target(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert check_home(str(tmp_path / "link")) == [
-        "trtllm_home '%s' is a symbolic link to '%s': name the directory itself" % (tmp_path / "link", tmp_path / "real")
+        "trtllm_home '%s' is a symbolic link to '%s': name the directory itself"
+        % (tmp_path / "link", tmp_path / "real")
     ]
 
 
@@ -158,7 +159,12 @@ def test_a_port_that_needs_privileges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- Python and platform ---
 
-GOOD = {"version": "3.11", "library": "/usr/lib/libpython3.11.so.1.0", "executable": "/usr/bin/python3.11", "venv": True}
+GOOD = {
+    "version": "3.11",
+    "library": "/usr/lib/libpython3.11.so.1.0",
+    "executable": "/usr/bin/python3.11",
+    "venv": True,
+}
 
 
 @pytest.mark.parametrize(

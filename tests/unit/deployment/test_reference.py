@@ -25,8 +25,8 @@ from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
     library_path,
     make_tree,
     make_venv,
-    pip_failure,
     pins,
+    pip_failure,
     survey,
     venv_inputs,
 )
@@ -84,7 +84,9 @@ Look = Callable[..., Backend]
 
 @pytest.fixture(name="look")
 def _look(tmp_path: Path) -> Look:
-    def look(tree: str = "tree", release: str = "1.1.0", tables: str = "{}", requirements: str = REQUIREMENTS) -> Backend:
+    def look(
+        tree: str = "tree", release: str = "1.1.0", tables: str = "{}", requirements: str = REQUIREMENTS
+    ) -> Backend:
         return survey(tmp_path, release, tree, requirements, tables, PYTHON)
 
     return look

@@ -197,9 +197,11 @@ def test_the_record_of_a_switch_is_there_before_the_server_is_stopped(
     one, two = home.generation("one"), home.generation("two")
     deploy(home, one).settle()
     seen = []
-    monkeypatch.setattr(Server, "stop", lambda self, timeout: seen.append(json.loads((home.path / UNPROVEN).read_text())))
+    monkeypatch.setattr(
+        Server, "stop", lambda self, timeout: seen.append(json.loads((home.path / UNPROVEN).read_text()))
+    )
     with pytest.raises(OSError):
-        monkeypatch.setattr(_server, "switch_link", lambda *unused: (_ for _ in ()).throw(OSError(28, "full")))
+        monkeypatch.setattr(_server, "switch_link", lambda *unused: (each for each in ()).throw(OSError(28, "full")))
         deploy(home, two)
     assert seen == [{"generation": two, "before": {"current": one, "previous": None}}]
 

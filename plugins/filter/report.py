@@ -21,6 +21,8 @@ def _row(host: Mapping[str, Any]) -> tuple[str, ...]:
     now = switch.get("generation") or generation.get("id")
     if not switch:
         what = "unchanged" if generation else "not reached"
+    elif not now:
+        what = "would be deployed"
     elif before == now:
         what = "restarted"
     else:

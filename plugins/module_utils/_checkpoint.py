@@ -151,16 +151,18 @@ def convert(
     split = (sizes["tp_size"], sizes["pp_size"], effective.get("moe_tp_size"), effective.get("moe_ep_size"))
     _tool_module.refuse(check_topology(*split, gpus=params.get("gpus") or None))
 
-    model_dir = Path(params["model_dir"])
+    model_dir = Path(params["model_dir"]) if params.get("model_dir") else None
     world: dict[str, Any] = {"world_size": sizes["world_size"], "ranks": ranks_of(sizes["world_size"])}
-    if check_mode and not model_dir.exists():
+    if check_mode and (model_dir is None or not model_dir.exists()):
         return {
             "changed": True,
             "key": None,
             "path": None,
             **world,
-            "msg": f"{model_dir} does not exist yet: the key will be known once the weights are there",
+            "msg": "the weights are not there yet: the key will be known once they are",
         }
+    if model_dir is None:
+        raise _tool_module.ToolError("model_dir is empty: give the path that mixtral_weights returned")
     seen = _weights.inspect(model_dir, tokenizer=False)
     _tool_module.refuse(seen.problems)
     model = {name: seen.summary[name] for name in ("heads", "kv_heads", "experts", "layers")}

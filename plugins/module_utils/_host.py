@@ -294,7 +294,8 @@ def examine(
         # What is already made needs no room again.
         problems += check_space(home, space_mib if links["current"] is None else min(space_mib, 256))
     found: Optional[Python] = None
-    if not venv.exists():
+    # Not Path.exists, which raises where a directory may not be entered.
+    if not os.path.exists(str(venv)):
         found, why = find_python(python)
         if found is None:
             problems += why

@@ -169,9 +169,11 @@ class HostLock:
             self._take(fd)
             self._fd = fd
             self._write(stopping=False)
-        except BaseException:
+        except BaseException as exc:
             self._fd = None
             os.close(fd)
+            if isinstance(exc, OSError):
+                raise _open_error(self.path, exc) from exc
             raise
         return self
 
@@ -362,6 +364,9 @@ class RunLease:
                 except FileNotFoundError:
                     same = False
                 if same:
-                    return change(fd)
+                    try:
+                        return change(fd)
+                    except OSError as exc:
+                        raise _open_error(self.path, exc) from exc
             finally:
                 os.close(fd)

@@ -98,12 +98,25 @@ class Server:
     # --- what is ---
 
     def supervisor_pid(self) -> Optional[int]:
-        pid = read_pid(self.run / "supervisord.pid")
-        return pid if pid is not None and in_home(pid, self.home) else None
+        return self._pid("supervisord.pid", lambda words: "supervisor.supervisord" in words)
 
     def server_pid(self) -> Optional[int]:
-        pid = read_pid(self.run / "triton.pid")
-        return pid if pid is not None and in_home(pid, self.home) else None
+        return self._pid("triton.pid", lambda words: os.path.basename(words[0]) == "tritonserver")
+
+    def _pid(self, name: str, matches: Callable[[List[str]], bool]) -> Optional[int]:
+        """The process that a pid file names; without the file, the one of this home with such a command line."""
+        path = self.run / name
+        pid = read_pid(path)
+        if pid is not None and in_home(pid, self.home):
+            return pid
+        if path.exists() or not self.home.is_dir():
+            return None
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and in_home(int(entry), self.home):
+                words = command_line(int(entry))
+                if words and matches(words):
+                    return int(entry)
+        return None
 
     def started(self) -> Dict[str, Any]:
         try:
@@ -136,7 +149,7 @@ class Server:
         if generation == "previous":
             return True
         name = "current" if generation == "current" else os.path.join("generations", generation)
-        return (self.home / name).is_dir()
+        return read_manifest(self.home / name) is not None
 
     def resolve(self, generation: str) -> str:
         """The id meant by a generation's name; it must be a finished one."""

@@ -189,7 +189,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._tool_module import
 def main() -> None:
     module = AnsibleModule(
         argument_spec=argument_spec(
-            model_dir={"type": "path", "required": True},
+            model_dir={"type": "path"},
             checkpoints_dir={"type": "path"},
             weights={
                 "type": "dict",

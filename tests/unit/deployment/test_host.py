@@ -99,6 +99,22 @@ def test_somebody_elses_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "belongs to" in problem and "chown" in problem
 
 
+def test_a_home_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system shows somebody else's home of mode 0750."""
+
+    def refuse(path: Any, **unused: Any) -> Any:
+        if str(path).startswith(str(tmp_path) + os.sep):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **unused)
+
+    real = os.stat
+    uid = tmp_path.stat().st_uid
+    monkeypatch.setattr(_host.os, "stat", refuse)
+    monkeypatch.setattr(_host.os, "geteuid", lambda: uid + 1)
+    _record, problems = examine(str(tmp_path), "127.0.0.1", {}, sys.executable, 0)
+    assert len(problems) == 1 and "belongs to" in problems[0]
+
+
 def test_a_home_that_everybody_may_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     assert check_home(str(tmp_path)) == ["trtllm_home '%s' can be written by everybody: chmod o-w it" % tmp_path]

@@ -57,13 +57,14 @@ def test_stop_ends_both_and_removes_what_tells_of_them(home: Home) -> None:
     assert server.stop(5) is False
 
 
-def test_stop_leaves_a_foreign_process_with_a_reused_pid_alone(home: Home, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["triton", "supervisord"])
+def test_stop_leaves_a_foreign_process_with_a_reused_pid_alone(home: Home, tmp_path: Path, name: str) -> None:
     foreign = subprocess.Popen(["sleep", "60"], cwd=tmp_path)
     try:
         (home.path / "run").mkdir()
-        (home.path / "run" / "triton.pid").write_text("%d\n" % foreign.pid)
+        (home.path / "run" / (name + ".pid")).write_text("%d\n" % foreign.pid)
         server = Server(home.path)
-        assert server.server_pid() is None and server.stop(1) is False
+        assert server.server_pid() is None and server.supervisor_pid() is None and server.stop(1) is False
         assert foreign.poll() is None
     finally:
         foreign.kill()

@@ -15,9 +15,6 @@ QUESTION ?= What is machine learning?
 # Further arguments of ansible-playbook, such as --check --diff.
 ARGS ?=
 
-# Python's caches stay out of the checkout.
-export PYTHONPYCACHEPREFIX := $(CURDIR)/$(WORK)/pycache
-
 PLAYBOOK = $(VENV)/bin/python -m ansible playbook -i inventory/local \
 	-e triton_serve_http_port=$(HTTP_PORT) -e triton_serve_grpc_port=$(GRPC_PORT) \
 	-e triton_serve_metrics_port=$(METRICS_PORT)
@@ -44,6 +41,7 @@ down:
 
 clean: down
 	@rm -rf $(WORK)
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The collection's own figures, in one run; docs/benchmarks.md keeps some.
 .PHONY: bench

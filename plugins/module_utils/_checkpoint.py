@@ -159,7 +159,7 @@ def convert(
             "key": None,
             "path": None,
             **world,
-            "msg": "the weights are not there yet: the key will be known once they are",
+            "msg": f"{model_dir or 'model_dir'} does not exist yet: the key will be known once the weights are there",
         }
     if model_dir is None:
         raise _tool_module.ToolError("model_dir is empty: give the path that mixtral_weights returned")

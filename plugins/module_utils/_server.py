@@ -109,7 +109,7 @@ class Server:
         pid = read_pid(path)
         if pid is not None and in_home(pid, self.home):
             return pid
-        if path.exists() or not self.home.is_dir():
+        if os.path.exists(str(path)) or not os.path.isdir(str(self.home)):
             return None
         for entry in os.listdir("/proc"):
             if entry.isdigit() and in_home(int(entry), self.home):

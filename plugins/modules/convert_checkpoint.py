@@ -29,7 +29,7 @@ attributes:
     support: full
     details:
       - Writes nothing. Weights whose hashes are not known yet are read, which takes as long as reading them from disk.
-      - When O(model_dir) does not exist yet, the result is changed with RV(key) and RV(path) null.
+      - When O(model_dir) is empty or does not exist yet, the result is changed with RV(key) and RV(path) null.
   diff_mode:
     support: full
     details: Names the inputs that differ from those of the checkpoint made last in O(checkpoints_dir).
@@ -37,9 +37,10 @@ attributes:
     support: full
 options:
   model_dir:
-    description: Directory of the model in Hugging Face's layout (C(config.json) and safetensors).
+    description:
+      - Directory of the model in Hugging Face's layout (C(config.json) and safetensors).
+      - May be left out or empty only in check mode, where the weights are not there yet.
     type: path
-    required: true
   checkpoints_dir:
     description:
       - Directory below which checkpoints are kept, each in a directory named by the first 16 digits of its key.

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, machine_id, pid_starttime
+from ansible_collections.trtllm.serving.plugins.module_utils._lock import (
+    HostLock,
+    LockError,
+    RunLease,
+    machine_id,
+    pid_starttime,
+)
 from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
 from ansible_collections.trtllm.serving.tests.unit.deployment.conftest import Home, Run
 
@@ -305,3 +312,34 @@ def test_the_tree_is_asked_for_only_when_it_is_missing(module: Run, tmp_path: Pa
 def test_refusals_name_the_value(module: Run, tmp_path: Path, more: dict[str, str], named: str) -> None:
     assert named in failure(backend(module, tmp_path / "home", **more))
     assert not (tmp_path / "home").exists()
+
+
+# --- convert_checkpoint and the lock ---
+
+
+def test_weights_that_are_yet_to_come(module: Run, tmp_path: Path) -> None:
+    args = {"home": str(tmp_path), "release": "1.1.0", "executable": ["/bin/false"], "model_dir": ""}
+    answer = module("convert_checkpoint", check=True, **args)
+    assert answer["changed"] and answer["key"] is None and answer["path"] is None
+    assert "model_dir is empty" in failure(module("convert_checkpoint", **args))
+
+
+def test_a_full_disk_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(LockError, match="%s: no space left on the file system: free some" % tmp_path):
+        HostLock(tmp_path, "anything").acquire()
+    with pytest.raises(LockError, match="no space left on the file system: free some"):
+        run = run_of(os.getpid())
+        RunLease(tmp_path).acquire(
+            run["run_id"],
+            controller_machine_id=run["machine_id"],
+            controller_pid=run["pid"],
+            controller_pid_starttime=run["starttime"],
+            who="tester",
+        )
+    monkeypatch.undo()
+    with HostLock(tmp_path, "anything"):
+        pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -69,6 +70,32 @@ def test_stop_leaves_a_foreign_process_with_a_reused_pid_alone(home: Home, tmp_p
     finally:
         foreign.kill()
         foreign.wait()
+
+
+def test_a_server_whose_pid_files_are_gone_is_found_and_stopped(home: Home, tmp_path: Path) -> None:
+    words = {"server_pid": ["/x/tritonserver", "60"], "supervisor_pid": ["python", "60"]}
+    processes = {}
+    try:
+        for folder in (home.path, tmp_path):
+            for name, argv in words.items():
+                code = ["60", "supervisor.supervisord"] if name == "supervisor_pid" else argv[1:]
+                # sh keeps its words and its place; a tail call would make it the sleep itself.
+                command = [argv[0], "-c", "trap 'exit 0' TERM; sleep 60 & wait", *code]
+                child = subprocess.Popen(command, executable="/bin/sh", cwd=folder, start_new_session=True)
+                processes[folder, name] = child
+        server = Server(home.path)
+        assert server.server_pid() == processes[home.path, "server_pid"].pid
+        assert server.supervisor_pid() == processes[home.path, "supervisor_pid"].pid
+        assert server.stop(1) is True
+        assert all(processes[home.path, name].wait(5) == 0 for name in words)
+        assert all(processes[tmp_path, name].poll() is None for name in words), "another home's go on"
+    finally:
+        for child in processes.values():
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.wait()
 
 
 @pytest.mark.parametrize("text", ["", "x", "-", "999999999"])
@@ -146,6 +173,8 @@ def test_names_are_resolved(home: Home) -> None:
     with pytest.raises(ServerError, match="generation 0123 is not complete .*deploy again"):
         server.resolve("0123")
     assert server.known("previous") and server.known(one) and not server.known("0123")
+    (home.path / "generations" / one / "manifest.json").unlink()
+    assert not server.known(one) and not server.known("current")
 
 
 @pytest.mark.parametrize(

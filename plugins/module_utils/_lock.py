@@ -169,11 +169,9 @@ class HostLock:
             self._take(fd)
             self._fd = fd
             self._write(stopping=False)
-        except BaseException as exc:
+        except BaseException:
             self._fd = None
             os.close(fd)
-            if isinstance(exc, OSError):
-                raise _open_error(self.path, exc) from exc
             raise
         return self
 
@@ -205,18 +203,21 @@ class HostLock:
         if self._fd is None:
             return
         pid = os.getpid()
-        _write_json(
-            self._fd,
-            {
-                "pid": pid,
-                "starttime": pid_starttime(pid),
-                "ancestors": ancestors(pid),
-                "host": socket.gethostname(),
-                "what": self.what,
-                "since": utc_now(),
-                "stopping": stopping,
-            },
-        )
+        holder = {
+            "pid": pid,
+            "starttime": pid_starttime(pid),
+            "ancestors": ancestors(pid),
+            "host": socket.gethostname(),
+            "what": self.what,
+            "since": utc_now(),
+            "stopping": stopping,
+        }
+        try:
+            _write_json(self._fd, holder)
+        except OSError as exc:
+            # The name only helps others; on a full disk a server must still be stopped and removed.
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise _open_error(self.path, exc) from exc
 
     def mark_stopping(self) -> None:
         """Tells a run that comes meanwhile that this one is only cleaning up."""

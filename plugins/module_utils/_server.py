@@ -15,6 +15,8 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
@@ -66,6 +68,21 @@ def in_home(pid: int, home: Path) -> bool:
         return os.path.realpath("/proc/%d/cwd" % pid) == os.path.realpath(str(home))
     except OSError:
         return False
+
+
+def no_token(url: str, model: str, prompt: str, timeout: float) -> str:
+    """Why a model gave no token just now; empty when it did. Standard library only: it is asked on every run."""
+    body = json.dumps({"text_input": prompt, "max_tokens": 1, "bad_words": "", "stop_words": ""}).encode("utf-8")
+    # No proxy of the environment: the server is asked directly.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open("%s/v2/models/%s/generate" % (url, model), data=body, timeout=timeout) as answer:
+            reply = json.loads(answer.read())
+    except urllib.error.HTTPError as exc:
+        return "%s answers HTTP %d: %s" % (url, exc.code, exc.read(500).decode("utf-8", "replace").strip())
+    except (OSError, ValueError) as exc:
+        return "%s gives no answer: %s" % (url, exc)
+    return "" if isinstance(reply, dict) and "text_output" in reply else "%s answers %s" % (url, str(reply)[:500])
 
 
 def switch_link(home: Path, name: str, generation: Optional[str]) -> None:

@@ -72,7 +72,7 @@ options:
     type: dict
     required: true
 notes:
-  - Needs the Python packages protobuf, requests and tritonclient, with which each C(config.pbtxt) is parsed as
+  - Needs the Python packages protobuf and tritonclient, with which each C(config.pbtxt) is parsed as
     inference.ModelConfig before anything is written.
 author:
   - trtllm.serving contributors (@trtllm)
@@ -158,8 +158,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._model_config impor
     check_repository,
     parse,
 )
-from ansible_collections.trtllm.serving.plugins.module_utils._smoke import ask
-from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import TritonClient, TritonError
+from ansible_collections.trtllm.serving.plugins.module_utils._server import no_token
 
 
 def parse_configs(configs: Dict[str, str], check_mode: bool) -> bool:
@@ -175,25 +174,26 @@ def parse_configs(configs: Dict[str, str], check_mode: bool) -> bool:
     return True
 
 
-def check_engine(engine: str, params: Dict[str, Any]) -> str:
-    """The key of an engine that can be served as the configs say."""
-    problems = check_engine_dir(engine, params["release"])
+def check_engine(engine: str, release: str) -> str:
+    """The key of an engine that is whole and of the release."""
+    problems = check_engine_dir(engine, release)
     if problems:
         raise GenerationError("; ".join(problems))
+    manifest = read_manifest(engine)
+    if manifest is None:
+        raise AssertionError("%s was just found whole" % engine)
+    return manifest.key
+
+
+def check_batch(engine: str, config: str) -> None:
+    """Triton must not batch more requests than the engine takes."""
     largest = summarize(engine)["max_batch_size"]
-    try:
-        batch = parse(params["configs"]["tensorrt_llm"]).get("max_batch_size", 0)
-    except (KeyError, Unavailable):
-        batch = 0
+    batch = parse(config).get("max_batch_size", 0)
     if isinstance(largest, int) and batch > largest:
         raise GenerationError(
             "max_batch_size %d of the models is above the engine's %d: lower triton_serve_max_batch_size, "
             "or build with a larger mixtral_engine_max_batch_size" % (batch, largest)
         )
-    manifest = read_manifest(engine)
-    if manifest is None:
-        raise AssertionError("%s was just found whole" % engine)
-    return manifest.key
 
 
 def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
@@ -205,7 +205,7 @@ def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
     known = not check_mode or ((pending or Path(params["engine"]).is_dir()) and Path(params["models"]).is_dir())
     engine_key = None
     if known:
-        engine_key = pending or check_engine(params["engine"], params)
+        engine_key = pending or check_engine(params["engine"], params["release"])
         check_tokenizer(Path(params["tokenizer"]))
         files.update(model_files(Path(params["models"]), sorted(params["configs"])))
     identity = {"engine": engine_key, "image_digest": params["image_digest"], "release": params["release"]}
@@ -219,17 +219,7 @@ def why_silent(probe: Optional[Dict[str, Any]]) -> str:
     """
     if not probe:
         return ""
-    import requests  # only a server that is in place is asked
-
-    client = TritonClient(str(probe["url"]), requests)
-    question = {**probe, "max_tokens": 1, "allow_empty": True}
-    try:
-        ask(client, question)
-    except TritonError as exc:
-        return str(exc)
-    finally:
-        client.close()
-    return ""
+    return no_token(str(probe["url"]), str(probe["model"]), str(probe["prompt"]), float(probe["timeout"]))
 
 
 def main() -> None:
@@ -250,8 +240,11 @@ def main() -> None:
     )
     params = module.params
     try:
-        parsed = parse_configs(params["configs"], module.check_mode)
         generation, known = wanted(params, module.check_mode)
+        # A generation that is there was parsed before it was made.
+        parsed = generation.made or parse_configs(params["configs"], module.check_mode)
+        if parsed and not generation.made and "tensorrt_llm" in params["configs"] and Path(params["engine"]).is_dir():
+            check_batch(params["engine"], params["configs"]["tensorrt_llm"])
         in_place = generation.in_place and not generation.stale(Path(params["models"]).parent.parent / MANIFEST)
         silence = why_silent(params["launch"].get("probe")) if in_place else ""
         result: Dict[str, Any] = {

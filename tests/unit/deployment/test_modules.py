@@ -324,22 +324,18 @@ def test_weights_that_are_yet_to_come(module: Run, tmp_path: Path) -> None:
     assert "model_dir is empty" in failure(module("convert_checkpoint", **args))
 
 
-def test_a_full_disk_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_with_its_place_and_can_still_be_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(fd: int, data: bytes, offset: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(LockError, match="%s: no space left on the file system: free some" % tmp_path):
-        HostLock(tmp_path, "anything").acquire()
+    run = run_of(os.getpid())
+    lease = {"controller_%s" % name: run[name] for name in ("machine_id", "pid")}
     with pytest.raises(LockError, match="no space left on the file system: free some"):
-        run = run_of(os.getpid())
-        RunLease(tmp_path).acquire(
-            run["run_id"],
-            controller_machine_id=run["machine_id"],
-            controller_pid=run["pid"],
-            controller_pid_starttime=run["starttime"],
-            who="tester",
-        )
-    monkeypatch.undo()
-    with HostLock(tmp_path, "anything"):
-        pass
+        RunLease(tmp_path).acquire(run["run_id"], **lease, controller_pid_starttime=run["starttime"], who="tester")
+    with HostLock(tmp_path, "removing") as lock:
+        assert lock.held
+        with pytest.raises(LockError, match="a process that did not write its name"):
+            HostLock(tmp_path, "another").acquire()

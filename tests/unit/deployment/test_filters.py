@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from ansible_collections.trtllm.serving.plugins.filter.report import report_tabl
 
 CONVERT = {"dtype": "float16", "tp_size": 2, "pp_size": 1, "moe_tp_size": -1, "moe_ep_size": -1, "workers": 1}
 BUILD = {"max_batch_size": 8, "max_input_len": 1024, "max_seq_len": 2048, "max_num_tokens": 8192, "gemm_plugin": "auto"}
-GPU = {"name": "cpu-reference", "count": 8}
+GPU = MappingProxyType({"name": "cpu-reference", "count": 8})
 PORTS = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
 
 

@@ -26,7 +26,6 @@ def main() -> int:
 
     base = "http://localhost:%d/v2/models/ensemble" % options.port
     body = {"text_input": options.question, "max_tokens": options.max_tokens, "bad_words": "", "stop_words": ""}
-    # Whoever stops reading does not stop Triton's ensemble from generating: the paragraph is cut by length.
     sent = {**body, "stream": True, "max_tokens": PARAGRAPH if options.paragraph else options.max_tokens}
     request = urllib.request.Request(base + "/generate_stream", data=json.dumps(sent).encode())
     print("\n%s\n" % options.question)
@@ -40,9 +39,9 @@ def main() -> int:
                         print("ERROR: %s" % event["error"], file=sys.stderr)
                         return 1
                     said += event["text_output"]
-                    if options.paragraph and "\n\n" in said:
-                        break
-                    print(event["text_output"], end="", flush=True)
+                    # Read to the end all the same: Triton never forgets an ensemble's stream that was hung up on.
+                    if not (options.paragraph and "\n\n" in said):
+                        print(event["text_output"], end="", flush=True)
     except urllib.error.HTTPError as exc:
         print("ERROR: %s answered %d: %s" % (base, exc.code, exc.read(500).decode("utf-8", "replace")), file=sys.stderr)
         return 1

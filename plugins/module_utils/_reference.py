@@ -247,6 +247,18 @@ def library_path(home: Path) -> str:
     return "%s:%s" % (home / "venv" / "triton_libs", home / "venv" / "libpython")
 
 
+def stamped_python(home: Path, named: str) -> Optional[Python]:
+    """The interpreter that the finished environment was made with, without starting it; enough for a survey."""
+    python = home / "venv" / "bin" / "python"
+    if named or not python.exists():
+        return None
+    try:
+        version = json.loads((home / "venv" / STAMP).read_text(encoding="utf-8"))["inputs"]["python"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Python(str(python), str(version), "")
+
+
 def python_of(home: Path, named: str) -> Python:
     """The interpreter of the present environment, so that a new Python on the host changes nothing; else a new one."""
     stamped = home / "venv" / STAMP

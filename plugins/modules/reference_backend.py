@@ -134,6 +134,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
     make_tree,
     make_venv,
     python_of,
+    stamped_python,
     survey,
 )
 from ansible_collections.trtllm.serving.plugins.module_utils._releases import UnknownRelease, get
@@ -173,7 +174,7 @@ def main() -> None:
     home = Path(params["home"])
     try:
         release = get(params["release"])
-        python = python_of(home, params["python"])
+        python = stamped_python(home, params["python"]) or python_of(home, params["python"])
         backend = survey(
             home, release.version, str(params["digest"]), params["requirements"], str(params["tables"]), python
         )
@@ -191,6 +192,7 @@ def main() -> None:
                 module.exit_json(need_archive=True, **result)
             with HostLock(home, "installing the reference backend"), Cancellation() as cancellation:
                 if backend.needs_venv:
+                    python = python_of(home, params["python"])
                     log = home / "logs" / "reference_backend.log"
                     make_venv(
                         backend, python, params["requirements"], params["wheelhouse"], NativeRunner(cancellation),

@@ -245,3 +245,15 @@ def test_the_present_environments_python_is_kept(tmp_path: Path, monkeypatch: py
     assert asked == ["", str(tmp_path / "venv/bin/python"), "named"]
     with pytest.raises(InstallError, match="bad is bad"):
         _reference.python_of(tmp_path, "bad")
+
+
+def test_a_finished_environment_tells_its_python_without_being_started(tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    assert _reference.stamped_python(tmp_path, "") is None
+    python.parent.mkdir(parents=True)
+    python.write_text("not a program", encoding="utf-8")
+    assert _reference.stamped_python(tmp_path, "") is None
+    (tmp_path / "venv" / _reference.STAMP).write_text('{"inputs": {"python": "3.12"}}', encoding="utf-8")
+    found = _reference.stamped_python(tmp_path, "")
+    assert found is not None and found.version == "3.12" and found.executable == str(python)
+    assert _reference.stamped_python(tmp_path, "/usr/bin/python3.11") is None

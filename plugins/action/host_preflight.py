@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -29,6 +30,8 @@ def controller() -> dict[str, Any]:
         "pid": pid,
         "starttime": started,
         "who": "%s@%s" % (user, socket.gethostname()),
+        # The host compares its clock with this one.
+        "now": time.time(),
     }
 
 
@@ -41,7 +44,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result.update(
             self._execute_module(
                 module_name="trtllm.serving.host_preflight",
-                module_args={**self._task.args, "run": controller()},
+                module_args={
+                    **self._task.args,
+                    "run": {**controller(), "host": str((task_vars or {}).get("inventory_hostname") or "")},
+                },
                 task_vars=task_vars,
             )
         )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import existing_parent, free_bytes, owner_name
+from ansible_collections.trtllm.serving.plugins.module_utils._host_findings import Finding, conclude, from_lines
 from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
 
 # Triton's Python backend in the wheel has a process for each of these; 3.13 has no numpy below 2, which it needs.
@@ -160,7 +161,8 @@ def _check_home(home: str) -> List[str]:
         return ["trtllm_home '%s': '%s' is not a directory: choose another path" % (home, place)]
     if os.statvfs(str(place)).f_flag & os.ST_RDONLY:
         problems.append("trtllm_home '%s' is on a read-only file system: remount it, or choose another path" % home)
-    elif place == path and path.stat().st_uid != os.geteuid():
+    # Root hands what it makes over to the owner.
+    elif place == path and os.geteuid() != 0 and path.stat().st_uid != os.geteuid():
         problems.append(
             "trtllm_home '%s' belongs to %s, not to %s who deploys: run as its owner, or chown it"
             % (home, owner_name(path.stat().st_uid), owner_name(os.geteuid()))
@@ -277,31 +279,34 @@ def check_platform() -> List[str]:
     return problems
 
 
-def examine(
+def survey(
     home: str, address: str, ports: Mapping[str, int], python: str, space_mib: int
-) -> Tuple[Dict[str, Any], List[str]]:
-    """The host's record, and every problem found on it."""
+) -> Tuple[Dict[str, Any], List[Finding]]:
+    """The record of a host that serves without containers, and everything found on it."""
     server = Server(Path(home))
     own = server.server_pid()
-    problems = check_platform()
+    findings = from_lines("platform", check_platform())
     free = 0
     home_problems = check_home(home)
-    problems += home_problems
+    findings += from_lines("home", home_problems)
     venv = Path(home) / "venv" / "bin" / "python"
     links = server.links()
     if not home_problems:
         free = free_bytes(home)
         # What is already made needs no room again.
-        problems += check_space(home, space_mib if links["current"] is None else min(space_mib, 256))
+        needed = space_mib if links["current"] is None else min(space_mib, 256)
+        findings += from_lines("space", check_space(home, needed))
     found: Optional[Python] = None
     # Not Path.exists, which raises where a directory may not be entered.
     if not os.path.exists(str(venv)):
         found, why = find_python(python)
         if found is None:
-            problems += why
+            findings += from_lines("python", why)
+    busy: List[str] = []
     for name, port in ports.items():
         # A wrong address is wrong for every port, and told once.
-        problems += [problem for problem in check_port(name, address, port, own) if problem not in problems]
+        busy += [problem for problem in check_port(name, address, port, own) if problem not in busy]
+    findings += from_lines("ports", busy)
     record = {
         "os": os_name(),
         "machine": platform.machine(),
@@ -310,6 +315,15 @@ def examine(
         "current": links["current"],
         "previous": links["previous"],
         "running": server.running(),
-        "problems": problems,
+        "gpu": None,
     }
+    return record, findings
+
+
+def examine(
+    home: str, address: str, ports: Mapping[str, int], python: str, space_mib: int
+) -> Tuple[Dict[str, Any], List[str]]:
+    """The same, as problems of one line each."""
+    record, findings = survey(home, address, ports, python, space_mib)
+    problems, _warnings = conclude(record, findings, ())
     return record, problems

@@ -46,11 +46,66 @@ options:
     type: float
   environment:
     description:
-      - Variables for the tool, added to the task's own.
+      - Variables for the tool, added to the task's own; in a container they are all that it gets.
       - Values of variables whose name says that they are secret (token, secret, password, key) are kept out of
         the log and of the result.
     type: dict
     default: {}
+  container:
+    description:
+      - Runs the tool in a container of its own, through the Docker Engine of this host. Without it the tool runs on
+        the host itself.
+      - The container sees what the tool reads (read-only) and writes, at the same absolute paths, and nothing else of
+        O(home). It has no network, no capabilities, a read-only root file system and C(/tmp) in memory.
+      - It is removed when the tool has ended, for whatever reason. What a run that was killed outright left running is
+        removed by the next one.
+      - None of these settings is part of the key.
+    type: dict
+    suboptions:
+      image:
+        description:
+          - Id or name of an image that is on this host.
+          - May be empty only in check mode, where the image is not there yet.
+        type: str
+        required: true
+      user:
+        description: C(uid:gid), or the name of a user of this host. The default is the owner of O(home).
+        type: str
+      gpus:
+        description: V(all), V(none), a number of GPUs, or a list of indices and uuids.
+        type: raw
+        default: all
+      device_policy:
+        description:
+          - How GPUs are given to the container, by V(cdi) or by NVIDIA's V(runtime).
+          - V(auto) takes V(cdi) where the engine offers it and the GPUs' specification exists.
+        type: str
+        choices: [auto, cdi, runtime]
+        default: auto
+      volumes:
+        description: Further mounts, each C(source:target) or C(source:target:rw); read-only unless it says V(rw).
+        type: list
+        elements: str
+        default: []
+      shm_size:
+        description: Size of C(/dev/shm), such as V(2g).
+        type: str
+        default: 2g
+      ulimits:
+        description:
+          - Limits of the container, each a number or a dictionary of C(soft) and C(hard). V(-1) is no limit.
+          - TensorRT-LLM asks for C(memlock) V(-1) and C(stack) V(67108864).
+        type: dict
+        default: {}
+      environment:
+        description:
+          - Variables for the tool. One whose name says that it holds a secret is refused, as C(docker inspect) shows
+            it; put the secret into a file, mount that, and give a variable that ends in C(_FILE) or C(_PATH).
+        type: dict
+        default: {}
+      memory:
+        description: Limit of memory, such as V(200g). No limit by default.
+        type: str
   verify:
     description:
       - How what is already there is compared with its manifest.

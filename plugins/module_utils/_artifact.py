@@ -8,37 +8,85 @@ Private to the collection.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import pwd
-import shutil
 import stat
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Union
+from typing import Any
 
-PathLike = Union[str, "os.PathLike[str]"]
-Tick = Callable[[], None]
+from ansible_collections.trtllm.serving.plugins.module_utils._artifact_files import (
+    MANIFEST,
+    ArtifactError,
+    NoSpace,
+    PathLike,
+    Tick,
+    describe_files,
+    describe_os_error,
+    existing_parent,
+    file_sha256,
+    free_bytes,
+    fsync,
+    give_to,
+    hand_over,
+    hash_files,
+    list_files,
+    make_parents,
+    need_space,
+    need_writable,
+    owner_name,
+    owner_of,
+    remove_tree,
+)
 
-MANIFEST = "manifest.json"
+__all__ = [
+    "KEY_CHARS",
+    "KINDS",
+    "MANIFEST",
+    "ArtifactError",
+    "Making",
+    "Manifest",
+    "NoSpace",
+    "PathLike",
+    "Tick",
+    "Verification",
+    "canonical_json",
+    "changed_inputs",
+    "describe_files",
+    "describe_os_error",
+    "existing_parent",
+    "explain",
+    "file_sha256",
+    "flatten",
+    "free_bytes",
+    "fsync",
+    "give_to",
+    "hand_over",
+    "hash_files",
+    "key_of",
+    "list_files",
+    "make_parents",
+    "making",
+    "need_space",
+    "need_writable",
+    "newest_sibling",
+    "owner_name",
+    "owner_of",
+    "partial_path",
+    "read_manifest",
+    "refresh_times",
+    "remove_stale_partials",
+    "remove_tree",
+    "short_key",
+    "stale_partials",
+    "verify",
+]
+
 KINDS = ("checkpoint", "engine", "weights", "generation")
 KEY_CHARS = 16
-
-_CHUNK = 4 * 1024 * 1024
-
-
-class ArtifactError(Exception):
-    """One line that says what is wrong and what to do."""
-
-
-class NoSpace(ArtifactError):
-    """The file system is, or would get, full."""
 
 
 # --- identity ---------------------------------------------------------------------------------------------------
@@ -140,80 +188,6 @@ def newest_sibling(parent: PathLike, kind: str, *, besides: PathLike | None = No
         if best is None or made > best[0]:
             best = (made, Path(entry.path), manifest)
     return None if best is None else (best[1], best[2])
-
-
-# --- hashing ----------------------------------------------------------------------------------------------------
-
-
-def file_sha256(path: PathLike, stop: threading.Event | None = None) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(_CHUNK)
-    view = memoryview(buffer)
-    with open(str(path), "rb", buffering=0) as stream:
-        while True:
-            count = stream.readinto(buffer)
-            if not count:
-                return digest.hexdigest()
-            if stop is not None and stop.is_set():
-                raise InterruptedError("stopped")
-            digest.update(view[:count])
-
-
-def hash_files(root: PathLike, names: Sequence[str], tick: Tick | None = None) -> dict[str, str]:
-    """sha256 of each named file below root, a few at a time; tick is called often and may raise to stop it."""
-    workers = max(1, min(4, os.cpu_count() or 1, len(names)))
-    stop = threading.Event()
-    result: dict[str, str] = {}
-    with concurrent.futures.ThreadPoolExecutor(max_workers=workers) as pool:
-        waiting = {pool.submit(file_sha256, os.path.join(str(root), name), stop): name for name in names}
-        try:
-            pending = set(waiting)
-            while pending:
-                done, pending = concurrent.futures.wait(
-                    pending, timeout=0.2, return_when=concurrent.futures.FIRST_EXCEPTION
-                )
-                for future in done:
-                    result[waiting[future]] = future.result()
-                if tick is not None:
-                    tick()
-        except BaseException:
-            stop.set()
-            for future in waiting:
-                future.cancel()
-            raise
-    return result
-
-
-def list_files(root: PathLike) -> list[str]:
-    """Every regular file and link below root, as paths with '/', the manifest left out."""
-    found: list[str] = []
-    top = str(root)
-    for folder, subfolders, names in os.walk(top):
-        subfolders.sort()
-        links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
-        for name in sorted(names + links):
-            rel = os.path.relpath(os.path.join(folder, name), top).replace(os.sep, "/")
-            if rel != MANIFEST:
-                found.append(rel)
-    return sorted(found)
-
-
-def describe_files(root: PathLike, tick: Tick | None = None) -> dict[str, dict[str, Any]]:
-    """size, sha256 and mtime_ns of each file below root; a link is described by where it points."""
-    names = list_files(root)
-    plain: list[str] = []
-    files: dict[str, dict[str, Any]] = {}
-    for name in names:
-        path = os.path.join(str(root), name)
-        if os.path.islink(path):
-            files[name] = {"size": 0, "link": os.readlink(path)}
-        else:
-            plain.append(name)
-    hashes = hash_files(root, plain, tick)
-    for name in plain:
-        status = os.stat(os.path.join(str(root), name))
-        files[name] = {"size": status.st_size, "sha256": hashes[name], "mtime_ns": status.st_mtime_ns}
-    return {name: files[name] for name in sorted(files)}
 
 
 # --- verifying --------------------------------------------------------------------------------------------------
@@ -320,19 +294,6 @@ def partial_path(final: PathLike) -> Path:
     return path.parent / (f".{path.name}.partial")
 
 
-def remove_tree(path: PathLike) -> None:
-    """Removes a file or directory, also one in which something took the write permission from itself."""
-    target = str(path)
-    if os.path.islink(target) or not os.path.isdir(target):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(target)
-        return
-    for folder, _folders, _names in os.walk(target):
-        with contextlib.suppress(OSError):
-            os.chmod(folder, 0o700)
-    shutil.rmtree(target)
-
-
 def stale_partials(parent: PathLike) -> list[Path]:
     """What an interrupted run left behind in a directory."""
     try:
@@ -372,25 +333,29 @@ def making(
     key: str | None = None,
     mode: int = 0o750,
     tick: Tick | None = None,
+    home: PathLike | None = None,
 ) -> Iterator[Making]:
     """Makes the directory ``final`` whole or not at all.
 
     The block fills a partial sibling. When the block ends well, everything is flushed to disk, the manifest is
     written last, and the directory renamed into place; a directory that was there (incomplete or damaged) is replaced
     only then. When it ends in any exception, nothing is left. The caller holds the host's lock.
+
+    What root makes belongs to the owner of home; without a home, to the owner of the nearest directory that exists.
     """
     target = Path(final)
     partial = partial_path(target)
     try:
-        target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        owner = make_parents(target.parent, home)
         remove_stale_partials(target.parent)
         partial.mkdir(mode=mode)
+        give_to(partial, owner)
     except OSError as exc:
         raise describe_os_error(exc, target.parent) from exc
     made = Making(partial, target, kind, dict(inputs), key or key_of(inputs))
     try:
         yield made
-        _finish(made, tick)
+        _finish(made, tick, owner)
     except BaseException as exc:
         with contextlib.suppress(OSError):
             remove_tree(partial)
@@ -399,34 +364,27 @@ def making(
         raise
 
 
-def _finish(made: Making, tick: Tick | None) -> None:
+def _finish(made: Making, tick: Tick | None, owner: tuple[int, int]) -> None:
     files = describe_files(made.path, tick)
     for name in files:
         if tick is not None:
             tick()
         if "link" not in files[name]:
-            _fsync(made.path / name)
+            fsync(made.path / name)
     made.manifest = Manifest(made.kind, made.key, made.inputs, files)
     _write_manifest(made.path, made.manifest)
+    give_to(made.path, owner)
     for folder, _folders, _names in os.walk(str(made.path)):
-        _fsync(folder)
+        fsync(folder)
     replaced: Path | None = None
     if os.path.lexists(str(made.final)):
         replaced = made.final.parent / (f".{made.final.name}.replaced.partial")
         os.rename(str(made.final), str(replaced))
     os.rename(str(made.path), str(made.final))
-    _fsync(made.final.parent)
+    fsync(made.final.parent)
     if replaced is not None:
         with contextlib.suppress(OSError):
             remove_tree(replaced)
-
-
-def _fsync(path: PathLike) -> None:
-    fd = os.open(str(path), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write_manifest(root: Path, manifest: Manifest) -> None:
@@ -437,82 +395,6 @@ def _write_manifest(root: Path, manifest: Manifest) -> None:
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())
+    hand_over(temporary, root)
     os.rename(str(temporary), str(root / MANIFEST))
-    _fsync(root)
-
-
-# --- room and permission ----------------------------------------------------------------------------------------
-
-
-def existing_parent(path: PathLike) -> Path:
-    """The path itself or its nearest ancestor that exists."""
-    current = Path(os.path.abspath(str(path)))
-    while not os.path.lexists(str(current)) and current != current.parent:
-        current = current.parent
-    return current
-
-
-def human(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024 or unit == "GiB":
-            break
-        size /= 1024.0
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
-def free_bytes(path: PathLike) -> int:
-    status = os.statvfs(str(existing_parent(path)))
-    return status.f_bavail * status.f_frsize
-
-
-def need_space(needed: int, path: PathLike) -> None:
-    """NoSpace when the file system of a path, which need not exist yet, has less free than needed."""
-    free = free_bytes(path)
-    if free < needed:
-        raise NoSpace(
-            f"{human(needed)} needed below {path}, only {human(free)} free:"
-            " free some, or choose a directory on a larger file system"
-        )
-
-
-def owner_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
-
-
-def need_writable(path: PathLike) -> None:
-    """ArtifactError when this user could not make ``path`` or files in it. Writes nothing."""
-    place = existing_parent(path)
-    if not place.is_dir():
-        raise ArtifactError(f"{place} is not a directory, so {path} cannot be made: choose another path")
-    if os.statvfs(str(place)).f_flag & os.ST_RDONLY:
-        raise ArtifactError(f"{place} is on a read-only file system: remount it, or choose another directory")
-    if not os.access(str(place), os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise _not_ours(place, place.stat().st_uid)
-
-
-def _not_ours(place: Path, owner: int) -> ArtifactError:
-    me = owner_name(os.geteuid())
-    return ArtifactError(
-        f"{place} belongs to {owner_name(owner)} and cannot be written by {me}: run as its owner, or give it to {me}"
-    )
-
-
-def describe_os_error(exc: OSError, path: PathLike) -> ArtifactError:
-    """What an error of the operating system means for whoever asked for the artefact."""
-    place = existing_parent(path)
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = "no space left" if exc.errno == errno.ENOSPC else "the disk quota is used up"
-        with contextlib.suppress(OSError):
-            what += f" ({human(free_bytes(place))} free)"
-        return NoSpace(f"{what} below {path}: free some, or choose a directory on a larger file system")
-    if exc.errno == errno.EFBIG:
-        return NoSpace(f"a file below {path} hit the file size limit of this user: raise it (ulimit -f)")
-    if exc.errno == errno.EROFS:
-        return ArtifactError(f"{place} is on a read-only file system: remount it, or choose another directory")
-    if exc.errno in (errno.EACCES, errno.EPERM):
-        with contextlib.suppress(OSError):
-            return _not_ours(place, place.stat().st_uid)
-    return ArtifactError(f"{exc.filename or path}: {exc.strerror or exc}")
+    fsync(root)

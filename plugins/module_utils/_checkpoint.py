@@ -150,6 +150,7 @@ def convert(
     sizes = topology(effective)
     split = (sizes["tp_size"], sizes["pp_size"], effective.get("moe_tp_size"), effective.get("moe_ep_size"))
     _tool_module.refuse(check_topology(*split, gpus=params.get("gpus") or None))
+    container = _tool_module.container_of(params)
 
     model_dir = Path(params["model_dir"]) if params.get("model_dir") else None
     world: dict[str, Any] = {"world_size": sizes["world_size"], "ranks": ranks_of(sizes["world_size"])}
@@ -193,8 +194,10 @@ def convert(
         home=Path(params["home"]),
         log_dir=Path(params["log_dir"]),
         before=_tool_module.stamp(final),
-        environment={name: str(value) for name, value in (params.get("environment") or {}).items()},
+        environment=_tool_module.environment_of(params),
         timeout=params.get("timeout"),
+        container=container,
+        reads=[str(model_dir), *_tool_module.existing_paths(options)],
     )
     result: dict[str, Any] = {"key": key, "path": str(final), **world}
     checked = verify(final, full=full, kind=KIND, key=key, tick=cancellation.check)

@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ NOT_IN_KEY = (
     "monitor_memory",
     "visualize_network",
 )
+# Files that the tool writes where it is told; given an absolute path, it needs the directory.
+WRITTEN = ("output_timing_cache",)
 PATHS_IN_KEY = ("model_config", "build_config", "model_cls_file", "lora_dir")
 RESERVED = {
     "checkpoint_dir": "the module sets it from checkpoint_dir",
@@ -187,17 +190,17 @@ def build(
     _tool_module.refuse(problems)
     effective = effective_options(TOOL, release, options)
     _tool_module.refuse(option_problems(effective))
+    container = _tool_module.container_of(params)
+    written = [str(options[name]) for name in WRITTEN if os.path.isabs(str(options.get(name) or ""))]
 
     checkpoint = Path(params["checkpoint_dir"]) if params.get("checkpoint_dir") else None
-    if check_mode and (checkpoint is None or not checkpoint.exists()):
-        return {
-            "changed": True,
-            "key": None,
-            "path": None,
-            "world_size": None,
-            "ranks": [],
-            "msg": "the checkpoint does not exist yet: the key will be known once it is converted",
-        }
+    unknown = ""
+    if checkpoint is None or not checkpoint.exists():
+        unknown = "the checkpoint does not exist yet: the key will be known once it is converted"
+    elif container is not None and not container.image:
+        unknown = "the image is not there yet: the key will be known once it is"
+    if check_mode and unknown:
+        return {"changed": True, "key": None, "path": None, "world_size": None, "ranks": [], "msg": unknown}
     if checkpoint is None:
         raise _tool_module.ToolError("checkpoint_dir is empty: give the path that convert_checkpoint returned")
     full = params.get("verify") == "full"
@@ -241,8 +244,11 @@ def build(
         home=Path(params["home"]),
         log_dir=Path(params["log_dir"]),
         before=_tool_module.stamp(final),
-        environment={name: str(value) for name, value in (params.get("environment") or {}).items()},
+        environment=_tool_module.environment_of(params),
         timeout=params.get("timeout"),
+        container=container,
+        reads=[str(checkpoint), *_tool_module.existing_paths(options, WRITTEN)],
+        writes=sorted({os.path.dirname(path) for path in written}),
     )
     result: dict[str, Any] = {"key": key, "path": str(final), "world_size": world, "ranks": ranks_of(world)}
     checked = verify(final, full=full, kind=KIND, key=key, tick=cancellation.check)

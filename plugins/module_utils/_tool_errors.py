@@ -36,6 +36,12 @@ _KNOWN: tuple[tuple[str, bool, str], ...] = (
         " lower max_batch_size, max_num_tokens or max_seq_len; and see that nothing else uses the GPU",
     ),
     (
+        r"Bus error|No space left on device.*/dev/shm|/dev/shm.*No space left on device|shared memory .*too small"
+        r"|shared memory segment /dev/shm",
+        True,
+        "shared memory is too small: raise shm_size",
+    ),
+    (
         r"No space left on device|Errno 28\b|Disk quota exceeded",
         True,
         "the disk is full: free some, or choose a directory on a larger file system",
@@ -116,11 +122,6 @@ _KNOWN: tuple[tuple[str, bool, str], ...] = (
         r"GatedRepo|401 Client Error|Access to model .* is restricted|Invalid user token",
         True,
         "the weights need a licence to be accepted and a token that may read them",
-    ),
-    (
-        r"Bus error|No space left on device: '/dev/shm|shared memory .*too small|/dev/shm",
-        True,
-        "shared memory is too small: raise shm_size",
     ),
     (
         r"NCCL (error|WARN)|ncclSystemError|ncclUnhandledCudaError",

@@ -8,11 +8,12 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -24,20 +25,22 @@ from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     describe_files,
     explain,
     file_sha256,
+    hand_over,
     key_of,
+    make_parents,
     making,
     newest_sibling,
     remove_tree,
     short_key,
     verify,
 )
+from ansible_collections.trtllm.serving.plugins.module_utils._containers import POLICIES, ContainerError
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
 from ansible_collections.trtllm.serving.plugins.module_utils._options import check_options
 from ansible_collections.trtllm.serving.plugins.module_utils._runner import (
     Cancellation,
     Cancelled,
     NativeRunner,
-    NotStarted,
     Runner,
     RunnerError,
     RunResult,
@@ -45,7 +48,10 @@ from ansible_collections.trtllm.serving.plugins.module_utils._runner import (
     mask,
     secret_values,
 )
+from ansible_collections.trtllm.serving.plugins.module_utils._runner_container import ContainerRunner
+from ansible_collections.trtllm.serving.plugins.module_utils._runner_settings import ContainerSettings, refuse_secrets
 from ansible_collections.trtllm.serving.plugins.module_utils._tool_errors import (
+    Finding,
     failure_message,
     find_error,
     tail_of,
@@ -72,7 +78,7 @@ class ToolError(Exception):
 
 
 # What a module reports as its own failure; anything else is a bug and shows its traceback.
-REPORTED = (ToolError, ArtifactError, LockError, RunnerError, WeightsError)
+REPORTED = (ToolError, ArtifactError, ContainerError, LockError, RunnerError, WeightsError)
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -171,6 +177,10 @@ class Job:
     before: tuple[int, int] | None
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
+    container: ContainerSettings | None = None
+    # What the tool reads, and the user's directories that it writes into: all that it sees in a container.
+    reads: Sequence[str] = ()
+    writes: Sequence[str] = ()
 
     def shown_command(self) -> list[str]:
         secrets = secret_values(self.environment)
@@ -179,7 +189,7 @@ class Job:
 
 def make(job: Job, cancellation: Cancellation, runner: Runner | None = None) -> RunResult | None:
     """Runs the tool under the host's lock and puts what it made into place; None when another run just did."""
-    runner = runner or NativeRunner(cancellation)
+    runner = runner or runner_for(job, cancellation)
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     log_file = job.log_dir / f"{job.tool}-{short_key(job.key)}-{now}.log"
     details: dict[str, Any] = {"command": job.shown_command(), "log_file": str(log_file)}
@@ -188,10 +198,15 @@ def make(job: Job, cancellation: Cancellation, runner: Runner | None = None) -> 
         try:
             if stamp(job.final) != job.before and verify(job.final, kind=job.kind, key=job.key).ok:
                 return None
-            with making(job.final, job.kind, job.inputs, key=job.key, tick=cancellation.check) as made:
+            runner.sweep()
+            with contextlib.suppress(OSError):  # the runner says what is wrong with the log
+                make_parents(job.log_dir, job.home)
+            with making(job.final, job.kind, job.inputs, key=job.key, tick=cancellation.check, home=job.home) as made:
                 result = _run(job, runner, made.path, log_file)
                 if result.rc != 0:
                     finding = find_error(result.tail, result.rc)
+                    if result.cause:
+                        finding = Finding(result.cause, result.remedy)
                     raise ToolError(
                         failure_message(job.tool, finding, result.rc, str(log_file)),
                         error=finding.line,
@@ -219,12 +234,43 @@ def make(job: Job, cancellation: Cancellation, runner: Runner | None = None) -> 
             raise ToolError(
                 f"{job.tool} {exc}; nothing half-made was left; log: {log_file}", tail=tail, **details
             ) from exc
-        except NotStarted as exc:
-            raise ToolError(f"{job.tool}: {exc}", **details) from exc
-        except ArtifactError as exc:
+        except (RunnerError, ContainerError, ArtifactError) as exc:
             raise ToolError(f"{job.tool}: {exc}", **details) from exc
         finally:
             cancellation.on_stop(None)
+            with contextlib.suppress(ArtifactError):
+                hand_over(log_file, job.home)
+
+
+def runner_for(job: Job, cancellation: Cancellation) -> Runner:
+    """What runs a job's tool: a container when the job has one, this host otherwise."""
+    if job.container is None:
+        return NativeRunner(cancellation)
+    shared = [f"{path}:{path}:rw" for path in job.writes]
+    settings = replace(job.container, volumes=(*job.container.volumes, *shared))
+    return ContainerRunner(settings, job.home, job.tool, short_key(job.key), cancellation)
+
+
+def container_of(params: Mapping[str, Any]) -> ContainerSettings | None:
+    """The settings of a module's parameter ``container``; ContainerError when they cannot be meant."""
+    if not params.get("container"):
+        return None
+    refuse_secrets(environment_of(params), "environment")
+    return ContainerSettings.of(params["container"])
+
+
+def environment_of(params: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in (params.get("environment") or {}).items()}
+
+
+def existing_paths(options: Mapping[str, Any], besides: Sequence[str] = ()) -> list[str]:
+    """Every absolute path that the options name and that is there."""
+    found: list[str] = []
+    for name, value in options.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if name not in besides:
+            found += [item for item in values if isinstance(item, str) and os.path.isabs(item)]
+    return sorted({path for path in found if os.path.exists(path)})
 
 
 def _run(job: Job, runner: Runner, partial: Path, log_file: Path) -> RunResult:
@@ -232,7 +278,13 @@ def _run(job: Job, runner: Runner, partial: Path, log_file: Path) -> RunResult:
     scratch = tempfile.mkdtemp(prefix=".scratch-", suffix=".partial", dir=partial.parent)
     try:
         return runner.run(
-            job.command(partial), log_file=log_file, env=job.environment, cwd=scratch, timeout=job.timeout
+            job.command(partial),
+            log_file=log_file,
+            env=job.environment,
+            cwd=scratch,
+            timeout=job.timeout,
+            reads=job.reads,
+            writes=[partial],
         )
     finally:
         remove_tree(scratch)
@@ -248,6 +300,20 @@ def argument_spec(**own: Any) -> dict[str, Any]:
         "log_dir": {"type": "path"},
         "timeout": {"type": "float"},
         "environment": {"type": "dict", "default": {}},
+        "container": {
+            "type": "dict",
+            "options": {
+                "image": {"type": "str", "required": True},
+                "user": {"type": "str"},
+                "gpus": {"type": "raw", "default": "all"},
+                "device_policy": {"type": "str", "choices": list(POLICIES), "default": "auto"},
+                "volumes": {"type": "list", "elements": "str", "default": []},
+                "shm_size": {"type": "str", "default": "2g"},
+                "ulimits": {"type": "dict", "default": {}},
+                "environment": {"type": "dict", "default": {}},
+                "memory": {"type": "str"},
+            },
+        },
         "verify": {"type": "str", "choices": ["fast", "full"], "default": "fast"},
         **own,
     }
@@ -263,7 +329,8 @@ def run_module(module: Any, work: Work) -> None:
         if name in params and not params[name]:
             params[name] = os.path.join(params["home"], folder)
     # Hidden one by one: no_log for the whole option would blot out every "1" and "0" in the result.
-    module.no_log_values.update(secret_values(params.get("environment")))
+    for given in (params, params.get("container") or {}):
+        module.no_log_values.update(secret_values(given.get("environment")))
     with Cancellation() as cancellation:
         try:
             result = work(params, module.check_mode, cancellation)

@@ -87,7 +87,8 @@ options:
     type: int
     default: 0
 notes:
-  - Needs Python 3.9 or newer on the host, and no package.
+  - Needs Python 3.9 or newer on the host. With O(container) it needs the package C(docker) too, such as in the
+    environment that the role P(trtllm.serving.tensorrtllm_backend_build#role) makes; in check mode it does not.
 seealso:
   - module: trtllm.serving.mixtral_weights
   - module: trtllm.serving.trtllm_build
@@ -121,6 +122,20 @@ EXAMPLES = r"""
     options:
       use_weight_only: true
       weight_only_precision: int8
+
+- name: Convert in a container
+  trtllm.serving.convert_checkpoint:
+    release: 0.12.0
+    executable: [python3, /app/tensorrt_llm/examples/llama/convert_checkpoint.py]
+    model_dir: /opt/trtllm/weights/mixtral-8x7b-instruct@41bd4c9e7e4fb318ca40e721131d4933966c2cc1
+    home: /opt/trtllm
+    tp_size: 8
+    container:
+      image: triton_trt_llm:v0.12.0
+      shm_size: 2g
+      ulimits: {memlock: -1, stack: 67108864}
+  vars:
+    ansible_python_interpreter: /opt/trtllm/venv/bin/python
 """
 
 RETURN = r"""
@@ -151,7 +166,7 @@ command:
   type: list
   elements: str
 log_file:
-  description: The tool's output; empty when it did not run.
+  description: Path of the tool's output; empty when it did not run.
   returned: when the weights are known
   type: str
 duration_s:

@@ -101,7 +101,8 @@ options:
     description: Ranks that are built at the same time.
     type: int
 notes:
-  - Needs Python 3.9 or newer on the host, and no package.
+  - Needs Python 3.9 or newer on the host. With O(container) it needs the package C(docker) too, such as in the
+    environment that the role P(trtllm.serving.tensorrtllm_backend_build#role) makes; in check mode it does not.
 seealso:
   - module: trtllm.serving.convert_checkpoint
 author:
@@ -181,7 +182,7 @@ command:
   type: list
   elements: str
 log_file:
-  description: The tool's output; empty when it did not run.
+  description: Path of the tool's output; empty when it did not run.
   returned: when the checkpoint is known
   type: str
 duration_s:

@@ -157,7 +157,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
@@ -170,14 +170,20 @@ def wait_for(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 class Site:
     """A home with a model and a fake tool."""
 
+    # Seconds in which the tool has surely started.
+    timeout = 1.0
+
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.home = root / "home"
         self.home.mkdir()
         self.model = make_model(root / "model")
         self.tool = root / "tool.py"
         self.tool.write_text(FAKE_TOOL)
-        self.runs_file = root / "runs"
-        self.pids_file = root / "pids"
+        # What the tool tells the test, beside its work.
+        self.marks = root / "marks"
+        self.marks.mkdir()
+        self.runs_file = self.marks / "runs"
+        self.pids_file = self.marks / "pids"
         self._monkeypatch = monkeypatch
         monkeypatch.setenv("FAKE_RUNS", str(self.runs_file))
         monkeypatch.setenv("FAKE_PIDS", str(self.pids_file))
@@ -192,6 +198,9 @@ class Site:
     @property
     def pids(self) -> list[int]:
         return [int(line) for line in self.pids_file.read_text().split()] if self.pids_file.exists() else []
+
+    def running(self) -> bool:
+        return any(alive(pid) for pid in self.pids)
 
     def partials(self) -> list[Path]:
         return sorted(self.home.rglob("*.partial"))

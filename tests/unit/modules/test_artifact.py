@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible_collections.trtllm.serving.plugins.module_utils import _artifact
+from ansible_collections.trtllm.serving.plugins.module_utils import _artifact, _artifact_files
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     ArtifactError,
     NoSpace,
@@ -151,7 +151,7 @@ def test_verify_finds(tmp_path: Path, damage: object, message: str) -> None:
 def test_verify_does_not_read_what_looks_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(tmp_path / "k")
     read: list[str] = []
-    monkeypatch.setattr(_artifact, "file_sha256", lambda name, stop=None: read.append(str(name)) or "0" * 64)
+    monkeypatch.setattr(_artifact_files, "file_sha256", lambda name, stop=None: read.append(str(name)) or "0" * 64)
     assert verify(path).ok and read == []
     assert not verify(path, full=True).ok and len(read) == 2
 
@@ -220,3 +220,52 @@ def test_read_only_file_system_is_named() -> None:
         pytest.skip("nothing is mounted read-only here")
     with pytest.raises(ArtifactError, match="read-only"):
         need_writable(Path(place) / "k")
+
+
+# --- who owns what root makes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, tuple[int, int]]:
+    """As if root ran this and the home belonged to 990:991: what would be given to whom."""
+    given: dict[str, tuple[int, int]] = {}
+    real = os.stat
+
+    def chown(name: str, uid: int, gid: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+        assert not follow_symlinks
+        folder = "" if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}") + "/"
+        given[f"{folder}{name}"] = (uid, gid)
+
+    def stat_(path: object, **how: object) -> os.stat_result:
+        found = list(real(path, **how))  # type: ignore[arg-type]
+        if str(path) == str(tmp_path / "home"):
+            found[4:6] = (990, 991)
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(_artifact_files.os, "chown", chown)
+    monkeypatch.setattr(_artifact_files.os, "stat", stat_)
+    (tmp_path / "home").mkdir()
+    return given
+
+
+def test_root_hands_over_what_it_makes(root: dict[str, tuple[int, int]], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with making(home / "engines" / "k", "engine", {}, home=home) as made:
+        (made.path / "sub").mkdir()
+        (made.path / "sub" / "file").write_text("x")
+        (made.path / "link").symlink_to("/etc/passwd")
+        assert root == {str(home / "engines"): (990, 991), str(made.path): (990, 991)}
+    below = [str(made.path / name) for name in ("sub", "sub/file", "link", "manifest.json")]
+    assert set(below) < set(root) and set(root.values()) == {(990, 991)}
+    assert "/etc/passwd" not in root
+
+
+def test_nobody_but_root_hands_over(root: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert _artifact.owner_of(tmp_path / "home") == (990, 991)
+    assert not _artifact.hand_over(tmp_path, tmp_path / "home") and not root
+    assert _artifact.owner_of(tmp_path / "none") is None
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert not _artifact.hand_over(tmp_path, tmp_path / "none") and not root
+    assert _artifact.hand_over(tmp_path / "home", tmp_path / "home") is False

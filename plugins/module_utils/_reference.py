@@ -8,69 +8,48 @@ Private to the collection.
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-import re
 import shutil
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional
 
+from ansible_collections.trtllm.serving.plugins.module_utils import _environment
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     key_of,
     making,
     read_manifest,
-    remove_tree,
     short_key,
     verify,
+)
+from ansible_collections.trtllm.serving.plugins.module_utils._environment import (
+    STAMP,
+    InstallError,
+    create,
+    installed,
+    linked,
+    read_stamp,
+    same_stamp,
+    switch,
+    venv_of,
+    write_stamp,
 )
 from ansible_collections.trtllm.serving.plugins.module_utils._host import Python, find_python
 from ansible_collections.trtllm.serving.plugins.module_utils._runner import Runner
 
 KIND = "backend"
-STAMP = "COMPLETE.json"
-_PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)")
-
-
-class InstallError(Exception):
-    """One line that says what is wrong and what to do."""
 
 
 def pins(requirements: str) -> Dict[str, str]:
-    """Pinned versions by normalised package name; every requirement must be pinned and have a hash."""
-    found: Dict[str, str] = {}
-    for line in requirements.replace("\\\n", " ").splitlines():
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        match = _PIN.match(text)
-        if match is None or "--hash=sha256:" not in text:
-            raise InstallError(
-                "requirement '%s' is not pinned with a hash: write NAME==VERSION --hash=sha256:..." % text[:80]
-            )
-        found[re.sub(r"[-_.]+", "-", match.group(1)).lower()] = match.group(2)
+    """Pinned versions by normalised package name; numpy must be one that Triton can use."""
+    found = _environment.pins(requirements)
     numpy = found.get("numpy", "")
     if not numpy or int(numpy.split(".")[0]) >= 2:
         raise InstallError(
             "numpy %s cannot be used: Triton's Python backend misreads numpy 2 and crashes; require numpy==1.26.4"
             % (numpy or "(none)")
         )
-    return found
-
-
-def installed(site: Path) -> Dict[str, str]:
-    """Versions of the packages in a site-packages directory, by normalised name."""
-    found: Dict[str, str] = {}
-    try:
-        names = os.listdir(str(site))
-    except OSError:
-        return found
-    for name in names:
-        if name.endswith(".dist-info"):
-            package, _dash, version = name[: -len(".dist-info")].rpartition("-")
-            found[re.sub(r"[-_.]+", "-", package).lower()] = version
     return found
 
 
@@ -105,17 +84,10 @@ def venv_inputs(requirements: str, python: Python) -> Dict[str, Any]:
     return {"requirements": pins(requirements), "python": python.version, "machine": platform.machine()}
 
 
-def same_stamp(path: Path, inputs: Mapping[str, Any]) -> bool:
-    try:
-        return bool(json.loads((path / STAMP).read_text(encoding="utf-8"))["inputs"] == inputs)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def survey(home: Path, release: str, tree_digest: str, requirements: str, tables: str, python: Python) -> Backend:
     """What is installed already, and what is not as it should be."""
     inputs = venv_inputs(requirements, python)
-    venv = home / "venvs" / short_key(key_of(inputs))
+    venv = venv_of(home, inputs)
     # Neither the interpreter's version nor the machine type changes what is computed: they are no part of this.
     key = key_of({"tree": tree_digest, "tables": tables, "requirements": inputs["requirements"]})
     root = home / "src" / ("reference-%s-%s" % (release, short_key(key)))
@@ -129,7 +101,7 @@ def survey(home: Path, release: str, tree_digest: str, requirements: str, tables
             if there.get(name) != version:
                 backend.needs_venv = True
                 backend.problems.append("%s: %s %s instead of %s" % (venv, name, there.get(name, "missing"), version))
-    if os.path.realpath(str(home / "venv")) != os.path.realpath(str(venv)):
+    if not linked(home, venv):
         backend.needs_venv = True
     if read_manifest(root) is None:
         backend.needs_tree = True
@@ -141,67 +113,19 @@ def survey(home: Path, release: str, tree_digest: str, requirements: str, tables
     return backend
 
 
-def pip_failure(tail: Sequence[str], rc: int, log: Path) -> str:
-    """pip's own error and what to do about it."""
-    said = [line.strip() for line in tail if "ERROR" in line] or [line.strip() for line in tail] or ["rc %d" % rc]
-    text = said[-1]
-    remedy = "without a package index, set tensorrtllm_backend_build_wheelhouse"
-    if "No space left" in text or "Disk quota" in text:
-        remedy = "free some space, or choose another trtllm_home"
-    elif "do not match the hashes" in text.lower() or "hashes" in text.lower():
-        remedy = "the package index holds other files than were tested: use another one"
-    return "installing the backend's Python packages failed: %s; %s (log %s)" % (text, remedy, log)
-
-
 def make_venv(
     backend: Backend, python: Python, requirements: str, wheelhouse: str, runner: Runner, log: Path, timeout: float
 ) -> None:
     """Makes the virtual environment; it counts as there only with its stamp, which is written last."""
     inputs = venv_inputs(requirements, python)
+
+    def finish() -> None:
+        _link_parts(backend, python)
+        write_stamp(backend.venv, inputs)
+
     if not same_stamp(backend.venv, inputs) or backend.problems:
-        if backend.venv.exists():
-            remove_tree(backend.venv)
-        backend.venv.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        listed = backend.venv.parent / ("." + backend.venv.name + ".requirements.txt")
-        listed.write_text(requirements, encoding="utf-8")
-        where = ["--no-index", "--find-links", wheelhouse] if wheelhouse else []
-        steps = [
-            [python.executable, "-I", "-m", "venv", str(backend.venv)],
-            [
-                str(backend.venv / "bin" / "python"), "-I", "-m", "pip", "install", "--no-input", "--no-deps",
-                "--require-hashes", "--disable-pip-version-check", "--no-compile", "--progress-bar", "off", *where,
-                "--requirement", str(listed),
-            ],
-        ]  # fmt: skip
-        try:
-            for argv in steps:
-                done = runner.run(argv, log_file=log, timeout=timeout)
-                if done.rc != 0:
-                    raise InstallError(pip_failure(done.tail, done.rc, log))
-            _link_parts(backend, python)
-            _write_stamp(backend.venv, inputs)
-        except BaseException:
-            remove_tree(backend.venv)
-            raise
-        finally:
-            listed.unlink()
-    link = backend.home / "venv"
-    partial = backend.home / ".venv.partial"
-    if partial.is_symlink():
-        partial.unlink()
-    partial.symlink_to(os.path.join("venvs", backend.venv.name))
-    if link.is_dir() and not link.is_symlink():
-        raise InstallError("%s is a directory, not the collection's link: move it away" % link)
-    os.rename(str(partial), str(link))
-
-
-def _write_stamp(venv: Path, inputs: Mapping[str, Any]) -> None:
-    partial = venv / ("." + STAMP)
-    with open(str(partial), "w", encoding="utf-8") as stream:
-        json.dump({"inputs": inputs}, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(str(partial), str(venv / STAMP))
+        create(backend.venv, python.executable, requirements, wheelhouse, runner, log, timeout, finish)
+    switch(backend.home, backend.venv)
 
 
 def _link_parts(backend: Backend, python: Python) -> None:
@@ -252,11 +176,8 @@ def stamped_python(home: Path, named: str) -> Optional[Python]:
     python = home / "venv" / "bin" / "python"
     if named or not python.exists():
         return None
-    try:
-        version = json.loads((home / "venv" / STAMP).read_text(encoding="utf-8"))["inputs"]["python"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return Python(str(python), str(version), "")
+    version = read_stamp(home / "venv").get("inputs", {}).get("python")
+    return Python(str(python), str(version), "") if version else None
 
 
 def python_of(home: Path, named: str) -> Python:

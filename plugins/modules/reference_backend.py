@@ -126,10 +126,10 @@ from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError
+from ansible_collections.trtllm.serving.plugins.module_utils._environment import InstallError
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
 from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
     Backend,
-    InstallError,
     library_path,
     make_tree,
     make_venv,

@@ -73,6 +73,26 @@ class Release:
         """Image references on NGC, newest first."""
         return tuple(f"{IMAGE_REPOSITORY}:{tag}-trtllm-python-py3" for tag in self.ngc_tags)
 
+    def in_image(self, what: str) -> tuple[str, ...]:
+        """Absolute paths to look for the converter, templates, llmapi templates or launcher at, the likeliest first.
+
+        Images differ in what is below /app: the backend's tree, TensorRT-LLM's, or both one in the other.
+        """
+        if what == "llmapi":
+            inside: tuple[str, ...] = (self.templates.rpartition("/")[0] + "/llmapi", "all_models/llmapi")
+        else:
+            own = {"converter": self.converter, "templates": self.templates, "launcher": self.launcher}[what]
+            inside = (own, *_ELSEWHERE[what]) if own else ()
+        return tuple(dict.fromkeys(f"{root}/{each}" for root in IMAGE_ROOTS for each in inside))
+
+    def in_source(self, what: str) -> str:
+        """The same inside a checkout of the backend's repository."""
+        if what == "converter":
+            return f"tensorrt_llm/{self.converter}"
+        if what == "llmapi":
+            return self.templates.rpartition("/")[0] + "/llmapi"
+        return {"templates": self.templates, "launcher": self.launcher}[what]
+
     def table(self, tool: str) -> Table:
         """The option table of convert_checkpoint, trtllm_build or launch."""
         if tool not in ("convert_checkpoint", "trtllm_build", "launch"):
@@ -80,6 +100,15 @@ class Release:
         found: Table = getattr(self, tool)
         return found
 
+
+# Where images keep the trees that the paths of a release are in.
+IMAGE_ROOTS = ("/app", "/app/tensorrt_llm", "/tensorrtllm_backend", "/tensorrtllm_backend/tensorrt_llm")
+# Upstream's descriptions disagree, so that each place is looked at whatever the release.
+_ELSEWHERE = {
+    "converter": ("examples/models/core/llama/convert_checkpoint.py", "examples/llama/convert_checkpoint.py"),
+    "templates": ("all_models/inflight_batcher_llm", "triton_backend/all_models/inflight_batcher_llm"),
+    "launcher": ("scripts/launch_triton_server.py", "triton_backend/scripts/launch_triton_server.py"),
+}
 
 DOCKERFILE_A = "dockerfile/Dockerfile.trt_llm_backend"
 DOCKERFILE_B = "dockerfile/Dockerfile.triton.trt_llm_backend"

@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
+from ansible_collections.trtllm.serving.plugins.module_utils._artifact import read_manifest
+from ansible_collections.trtllm.serving.plugins.module_utils._artifact_files import (
+    ArtifactError,
     PathLike,
     Tick,
+    hand_over,
     hash_files,
-    read_manifest,
+    make_parents,
 )
 
 KIND = "weights"
@@ -280,16 +283,17 @@ def _read_cache(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _write_cache(cache: Path, path: PathLike, files: Mapping[str, Any]) -> None:
+def _write_cache(cache: Path, path: PathLike, files: Mapping[str, Any], home: PathLike) -> None:
     """Kept only to save time, so a failure to write it is not an error."""
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}.new")
     try:
-        cache.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        make_parents(cache.parent, home)
         temporary.write_text(
             json.dumps({"path": os.path.realpath(path), "files": files}, sort_keys=True, indent=1), encoding="ascii"
         )
+        hand_over(temporary, home)
         os.replace(temporary, cache)
-    except OSError:
+    except (OSError, ArtifactError):
         try:
             os.unlink(temporary)
         except OSError:
@@ -352,7 +356,7 @@ def identify(
                     f"{folder / file} has other content than when it was fetched: remove {folder} and fetch it again"
                 )
     elif stale and write and not (full and files == known):
-        _write_cache(cache, folder, files)
+        _write_cache(cache, folder, files, home)
     return {
         "name": name or "local",
         "revision": revision or "",

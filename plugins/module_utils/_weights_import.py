@@ -1,7 +1,7 @@
 # Copyright (c) 2026, trtllm.serving contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The work of mixtral_weights: use a directory that is there, or have an importer make one.
+"""The work of mixtral_weights: use a directory that is there, have an importer make one, or fetch it from a hub.
 
 Private to the collection.
 """
@@ -9,11 +9,11 @@ Private to the collection.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.trtllm.serving.plugins.module_utils import _tool_module, _weights
+from ansible_collections.trtllm.serving.plugins.module_utils import _hub, _hub_weights, _tool_module, _weights
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     existing_parent,
     explain,
@@ -52,6 +52,17 @@ def _describe(
     return {"path": str(path), "identity": identity, "config": seen.summary, "weight_bytes": seen.weight_bytes}
 
 
+def _reason(final: Path, problems: Sequence[str], what: str) -> str:
+    if not final.exists():
+        return f"{final} does not exist yet"
+    return problems[0] if problems else f"{final} was made by another {what}"
+
+
+def _need_home(home: str) -> None:
+    if not existing_parent(home).is_dir():
+        raise _tool_module.ToolError(f"{home} is not a directory: choose another home")
+
+
 def provide(
     params: Mapping[str, Any], check_mode: bool, cancellation: Cancellation, runner: Runner | None = None
 ) -> dict[str, Any]:
@@ -61,7 +72,9 @@ def provide(
         path = Path(params["path"])
         return {"changed": False, **_describe(path, params, check_mode, cancellation, full=full)}
 
-    name, revision = str(params.get("name") or ""), str(params.get("revision") or "")
+    hub = _hub.complete(params["hub"]) if params.get("hub") else {}
+    _tool_module.refuse(_hub.problems_of(hub) if hub else [])
+    name, revision = str(params.get("name") or hub.get("repository") or ""), str(params.get("revision") or "")
     if not name or not revision:
         raise _tool_module.ToolError("give path, or name and revision: without them there are no weights to use")
     final = Path(params["weights_dir"]) / _weights.directory_name(name, revision)
@@ -82,15 +95,39 @@ def provide(
             ) from exc
     before = _tool_module.stamp(final)
     checked = verify(final, full=full, kind=_weights.KIND, tick=cancellation.check)
-    inputs = {"name": name, "revision": revision, "importer": [_placeless(word) for word in importer]}
-    other = bool(importer) and checked.manifest is not None and checked.manifest.inputs != inputs
+    inputs: dict[str, Any] = {"name": name, "revision": revision}
+    if hub:
+        inputs = _hub_weights.inputs_of(name, revision, hub)
+    else:
+        inputs["importer"] = [_placeless(word) for word in importer]
+    other = bool(importer or hub) and checked.manifest is not None and checked.manifest.inputs != inputs
     if checked.ok and not other:
         if not check_mode:
             refresh_times(checked)
         return {"changed": False, **_describe(final, params, check_mode, cancellation, full=False)}
-    if not importer:
+    if not importer and not hub:
         what = checked.problems[0] if final.exists() else f"{final} does not exist"
-        raise _tool_module.ToolError(f"{what}: give importer, or path of a directory with the weights")
+        raise _tool_module.ToolError(f"{what}: give importer, or path of a directory with the weights, or hub")
+    need_writable(final)
+    result: dict[str, Any] = {
+        "reason": _reason(final, checked.problems, "choice of files" if hub else "importer command"),
+        "diff": {
+            **explain(manifest.inputs if manifest is not None else None, inputs),
+            "before_header": str(final) if manifest is not None else "no weights",
+            "after_header": str(final),
+        },
+    }
+    unknown = {"path": str(final), "identity": None, "config": None, "weight_bytes": None}
+    if hub:
+        if not _hub.is_commit(revision) and check_mode:
+            how = f"'git ls-remote {hub['endpoint']}/{hub['repository']}' lists what there is"
+            raise _hub.HubError(_hub.revision_problem(revision, "revision", how))
+        _hub.read_token(hub, missing_ok=check_mode)
+        if check_mode:
+            _need_home(params["home"])
+            return {**result, **unknown, "changed": True, "log_file": "", "duration_s": 0.0}
+        done = _hub_weights.fetch({**params, "hub": hub}, final, before, inputs, cancellation, runner)
+        return {**result, **done, **_describe(final, params, check_mode, cancellation, full=False)}
 
     def check(path: Path) -> list[str]:
         return _weights.inspect(path).problems
@@ -109,22 +146,8 @@ def provide(
         environment={variable: str(value) for variable, value in (params.get("environment") or {}).items()},
         timeout=params.get("timeout"),
     )
-    need_writable(final)
-    reason = f"{final} does not exist yet"
-    if final.exists():
-        reason = checked.problems[0] if checked.problems else f"{final} was made by another importer command"
-    result: dict[str, Any] = {
-        "reason": reason,
-        "diff": {
-            **explain(manifest.inputs if manifest is not None else None, inputs),
-            "before_header": str(final) if manifest is not None else "no weights",
-            "after_header": str(final),
-        },
-    }
     if check_mode:
-        if not existing_parent(params["home"]).is_dir():
-            raise _tool_module.ToolError(f"{params['home']} is not a directory: choose another home")
-        unknown = {"path": str(final), "identity": None, "config": None, "weight_bytes": None}
+        _need_home(params["home"])
         return {**result, **_tool_module.finish(job, None), **unknown, "changed": True}
     outcome = _tool_module.make(job, cancellation, runner)
     return {

@@ -12,11 +12,13 @@ module: mixtral_weights
 short_description: Provide, verify and identify the weights of a Mixtral
 version_added: 0.1.0
 description:
-  - Takes a directory with a Mixtral in Hugging Face's layout, or has an importer make one, verifies that it is whole,
-    and returns its identity, which decides the keys of everything made from it.
+  - Takes a directory with a Mixtral in Hugging Face's layout, fetches one from a hub of models, or has an importer make
+    one, verifies that it is whole, and returns its identity, which decides the keys of everything made from it.
   - Whole means a C(config.json) with experts, every weights file of the index there and as long as its header says,
     the tensors of the index in them, no git-lfs pointer anywhere, and a tokenizer.
   - Hashes are read once. Later runs trust size and modification time, and read a file again when they differ.
+  - What comes from a hub is compared with the hub's own hashes. An interrupted download is kept beside the weights, as
+    C(NAME@REVISION.download), and goes on where it stopped. Weights that are there are used without asking the hub.
 extends_documentation_fragment:
   - trtllm.serving.attributes
 attributes:
@@ -24,7 +26,8 @@ attributes:
     support: full
     details:
       - Writes nothing. Weights whose hashes are not known yet are read, which takes as long as reading them from disk.
-      - When the importer would run, the result is changed with RV(identity) and RV(config) null.
+      - When the importer or the hub would be asked, the result is changed with RV(identity) and RV(config) null. The
+        network is not used.
   diff_mode:
     support: full
     details: Names what differs from how the weights were made before.
@@ -39,11 +42,13 @@ options:
   name:
     description:
       - Name of the model, such as V(mistralai/Mixtral-8x7B-Instruct-v0.1). Part of the identity.
-      - Required without O(path). With O(path) the default is V(local).
+      - Required without O(path). With O(path) the default is V(local), with O(hub) its repository.
     type: str
   revision:
     description:
       - Revision of the model. Part of the identity. Required without O(path).
+      - With O(hub) it must be a commit, all 40 hexadecimal digits. A branch or a tag is refused, and the refusal names
+        its commit when the hub says it.
     type: str
   weights_dir:
     description: Directory below which weights are kept. The default is C(weights) below O(home).
@@ -56,21 +61,115 @@ options:
       - A directory that was put there by somebody else is never replaced.
     type: list
     elements: str
+  hub:
+    description:
+      - A hub of models, such as the one at huggingface.co, from which the weights come when they are not there or not
+        whole. In place of O(importer).
+    type: dict
+    suboptions:
+      repository:
+        description: The repository, as C(OWNER/NAME).
+        type: str
+        required: true
+      endpoint:
+        description: Address of the hub, or of a mirror that speaks as it does.
+        type: str
+        default: https://huggingface.co
+      python:
+        description: Python on the host that has huggingface_hub 1.0 or newer. The downloads are a process of it.
+        type: path
+        required: true
+      token_file:
+        description:
+          - File on the host with a token that may read the repository, alone on one line.
+          - It must not be readable by everybody.
+        type: path
+      token:
+        description:
+          - The token itself. It reaches one process, through a pipe; no command line, environment, log or file has it.
+          - O(hub.token_file) keeps it out of what Ansible sends to the host as well.
+        type: str
+      allow_patterns:
+        description:
+          - Files that are wanted. A pattern without a slash is for the repository's top folder.
+          - By default configuration, tokenizer and safetensors.
+        type: list
+        elements: str
+      ignore_patterns:
+        description: Files that are not wanted. By default the same weights in other formats.
+        type: list
+        elements: str
+      workers:
+        description: Files that are fetched at the same time.
+        type: int
+        default: 8
+      retries:
+        description: Further attempts when a connection breaks, counted anew whenever something has come.
+        type: int
+        default: 5
+      timeout:
+        description: Seconds without a byte after which a connection counts as broken.
+        type: int
+        default: 30
+      max_wait:
+        description: Seconds that are waited in all for a hub that asks to come again later (429), for each file.
+        type: int
+        default: 600
+      xet:
+        description:
+          - Whether the client may fetch by the hub's Xet protocol, when its package is there.
+          - It speaks to further hosts, which proxies and mirrors may not know, and begins a file again after an
+            interruption. Only files above 50 GB need it.
+        type: bool
+        default: false
+  space:
+    description:
+      - What must fit beside the weights, checked with the hub's own sizes before the first byte comes.
+    type: dict
+    suboptions:
+      checkpoint:
+        description: Size of the checkpoint, as a multiple of the weights.
+        type: float
+        default: 1.0
+      engine:
+        description: Size of the engine, as a multiple of the weights.
+        type: float
+        default: 1.0
+      checkpoints_dir:
+        description: Where checkpoints are made. The default is C(checkpoints) below O(home).
+        type: path
+      engines_dir:
+        description: Where engines are made. The default is C(engines) below O(home).
+        type: path
+      image_gib:
+        description: Size of an image that is still to come, in GiB.
+        type: float
+        default: 0.0
+      image_path:
+        description: Where Docker keeps images.
+        type: path
+        default: /var/lib/docker
+      reserve_gib:
+        description: What must stay free where the weights are, in GiB.
+        type: float
+        default: 1.0
   home:
     description:
-      - The directory whose lock keeps two runs on one host apart. It must exist when the importer runs.
+      - The directory whose lock keeps two runs on one host apart. It must exist when the importer or the hub is asked.
       - Hashes of directories elsewhere are kept in C(weights/.identity) below it.
     type: path
     required: true
   log_dir:
-    description: Where the importer's output is kept, one file a run. The default is C(logs) below O(home).
+    description: Where the importer's or the hub's output is kept, one file a run. The default is C(logs) below O(home).
     type: path
   timeout:
-    description: Seconds after which the importer and everything that it started is ended. No limit by default.
+    description:
+      - Seconds after which the importer, or the download, and everything that it started is ended. No limit by default.
     type: float
   environment:
     description:
-      - Variables for the importer, added to the task's own.
+      - Variables for the importer or the hub's client, added to the task's own, such as C(HTTPS_PROXY), C(NO_PROXY) and
+        C(SSL_CERT_FILE).
       - Values of variables whose name says that they are secret (token, secret, password, key) are kept out of
         the log and of the result.
     type: dict
@@ -94,22 +193,27 @@ EXAMPLES = r"""
     home: /opt/trtllm
     path: /mnt/models/Mixtral-8x7B-Instruct-v0.1
     name: mistralai/Mixtral-8x7B-Instruct-v0.1
-    revision: 41bd4c9e7e4fb318ca40e721131d4933966c2cc1
+    revision: eba92302a2861cdc0098cc54bc9f17cb2c47eb61
   register: weights
 
-- name: Have them fetched when they are not there
+- name: Fetch them, with a token that lies on the host
   trtllm.serving.mixtral_weights:
     home: /opt/trtllm
-    name: mistralai/Mixtral-8x7B-Instruct-v0.1
-    revision: 41bd4c9e7e4fb318ca40e721131d4933966c2cc1
-    importer:
-      - huggingface-cli
-      - download
-      - mistralai/Mixtral-8x7B-Instruct-v0.1
-      - --revision=41bd4c9e7e4fb318ca40e721131d4933966c2cc1
-      - --local-dir={output_dir}
+    revision: eba92302a2861cdc0098cc54bc9f17cb2c47eb61
+    hub:
+      repository: mistralai/Mixtral-8x7B-Instruct-v0.1
+      python: /opt/trtllm/venv/bin/python
+      token_file: /etc/trtllm/hub-token
     environment:
-      HF_TOKEN: "{{ hf_token }}"
+      HTTPS_PROXY: http://proxy.example.com:3128
+    timeout: 14400
+
+- name: Have them made when they are not there
+  trtllm.serving.mixtral_weights:
+    home: /opt/trtllm
+    name: tiny-mixtral
+    revision: "1"
+    importer: [/usr/local/bin/generate-tiny, --output_dir, "{output_dir}"]
 """
 
 RETURN = r"""
@@ -147,20 +251,20 @@ weight_bytes:
   returned: success
   type: int
 reason:
-  description: Why the importer runs (or would run).
+  description: Why the importer or the hub is asked (or would be).
   returned: changed
   type: str
 command:
   description: The importer's command line.
-  returned: changed
+  returned: changed by an importer
   type: list
   elements: str
 log_file:
-  description: The importer's output; empty when it did not run.
+  description: The importer's or the hub's output; empty when nothing ran.
   returned: changed
   type: str
 duration_s:
-  description: Seconds that the importer ran.
+  description: Seconds that it took.
   returned: changed
   type: float
 problems:
@@ -176,6 +280,12 @@ hint:
   description: Cause and remedy where the cause is known, else empty.
   returned: when the importer failed
   type: str
+kind:
+  description:
+    - What the hub or the network refused, in one word, such as V(gated), V(unauthorized), V(revision), V(limit),
+      V(cut), V(proxy), V(tls) or V(hash).
+  returned: when the hub failed
+  type: str
 rc:
   description: The importer's exit code.
   returned: when the importer failed
@@ -188,8 +298,33 @@ tail:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.trtllm.serving.plugins.module_utils import _hub
 from ansible_collections.trtllm.serving.plugins.module_utils._tool_module import run_module
 from ansible_collections.trtllm.serving.plugins.module_utils._weights_import import provide
+
+HUB = {
+    "repository": {"type": "str", "required": True},
+    "endpoint": {"type": "str", "default": _hub.ENDPOINT},
+    "python": {"type": "path", "required": True},
+    "token_file": {"type": "path", "no_log": False},
+    "token": {"type": "str", "no_log": True},
+    "allow_patterns": {"type": "list", "elements": "str"},
+    "ignore_patterns": {"type": "list", "elements": "str"},
+    "workers": {"type": "int", "default": 8},
+    "retries": {"type": "int", "default": 5},
+    "timeout": {"type": "int", "default": 30},
+    "max_wait": {"type": "int", "default": 600},
+    "xet": {"type": "bool", "default": False},
+}
+SPACE = {
+    "checkpoint": {"type": "float", "default": 1.0},
+    "engine": {"type": "float", "default": 1.0},
+    "checkpoints_dir": {"type": "path"},
+    "engines_dir": {"type": "path"},
+    "image_gib": {"type": "float", "default": 0.0},
+    "image_path": {"type": "path", "default": "/var/lib/docker"},
+    "reserve_gib": {"type": "float", "default": 1.0},
+}
 
 
 def main() -> None:
@@ -200,14 +335,19 @@ def main() -> None:
             "revision": {"type": "str"},
             "weights_dir": {"type": "path"},
             "importer": {"type": "list", "elements": "str"},
+            "hub": {"type": "dict", "options": HUB},
+            "space": {"type": "dict", "options": SPACE},
             "home": {"type": "path", "required": True},
             "log_dir": {"type": "path"},
             "timeout": {"type": "float"},
             "environment": {"type": "dict", "default": {}},
             "verify": {"type": "str", "choices": ["fast", "full"], "default": "fast"},
         },
+        mutually_exclusive=[("hub", "importer"), ("hub", "path")],
         supports_check_mode=True,
     )
+    # The proxies' passwords too must not be in any result.
+    module.no_log_values.update(_hub.proxy_secrets(module.params["environment"]))
     run_module(module, provide)
 
 

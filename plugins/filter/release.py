@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.trtllm.serving.plugins.module_utils import _checkpoint, _engine
+from ansible_collections.trtllm.serving.plugins.module_utils import _checkpoint, _containers, _engine, _launch
 from ansible_collections.trtllm.serving.plugins.module_utils._options import check_topology, effective_options
 from ansible_collections.trtllm.serving.plugins.module_utils._releases import (
     UnknownRelease,
@@ -128,6 +129,7 @@ def serve_problems(
     arguments: object = None,
     environment: object = None,
     kv_cache_fraction: object = None,
+    container: object = None,
 ) -> list[str]:
     """One line for each setting of the server that cannot be."""
     problems = []
@@ -166,7 +168,65 @@ def serve_problems(
                 f"triton_serve_kv_cache_free_gpu_mem_fraction {kv_cache_fraction!r} is not a share of the memory;"
                 " give a number above 0 and at most 1"
             )
+    if isinstance(container, Mapping) and container:
+        problems += _container_problems(container)
     return problems
+
+
+def _container_problems(given: Mapping[str, Any]) -> list[str]:
+    """One line for each setting of a server's container that cannot be."""
+    problems = []
+    address, user, name = str(given.get("address")), str(given.get("user")), str(given.get("name"))
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        problems.append(
+            f"triton_serve_address {address!r} is no IP address, and Docker publishes ports on nothing else: give one"
+            " of the host's, or 0.0.0.0 for all"
+        )
+    if user in ("root", "0") or user.startswith("0:"):
+        problems.append(f"triton_serve_user {user!r} is root: name a user that owns nothing but triton_serve_home")
+    if not re.match(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$", name):
+        problems.append(
+            f"triton_serve_container_name {name!r} is no name of a container: use letters, digits, '_', '.', '-'"
+        )
+    checks: list[tuple[str, Callable[[Any], object]]] = [
+        ("shm_size", _containers.size_bytes), ("gpus", _containers.parse_gpus), ("ulimits", _check_ulimits),
+    ]  # fmt: skip
+    if given.get("memory"):
+        checks.append(("memory", _containers.size_bytes))
+    for option, check in checks:
+        try:
+            check(given.get(option))
+        except _containers.ContainerError as error:
+            problems.append(f"triton_serve_{option}: {error}")
+    problems += _texts(
+        "triton_serve_mpirun_arguments", given.get("mpirun_arguments") or [], list, "a list: write ['--oversubscribe']"
+    )
+    problems += _texts("triton_serve_tmpfs", given.get("tmpfs") or {}, Mapping, "a dictionary: write {/tmp: options}")
+    return problems
+
+
+def _check_ulimits(limits: object) -> None:
+    if not isinstance(limits, Mapping):
+        raise _containers.ContainerError(f"{limits!r} is not a dictionary: write {{memlock: -1}}")
+    for name, value in limits.items():
+        numbers = list(value.values()) if isinstance(value, Mapping) else [value]
+        if not numbers or not all(re.match(r"^-?\d+$", str(number)) for number in numbers):
+            raise _containers.ContainerError(f"{name} {value!r} is no number: give one, or soft and hard")
+
+
+def server_command(world_size: Any, **settings: Any) -> list[str]:
+    """The command line of a server in a container: tritonserver, or mpirun with a rank for each of the world size."""
+    try:
+        return _launch.server_command(int(world_size), **settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnsibleFilterError(f"trtllm.serving.server_command: {error}") from error
+
+
+def server_environment(world_size: Any) -> dict[str, str]:
+    """The environment of a server in a container."""
+    return _launch.server_environment(int(world_size))
 
 
 def reachable_host(address: str) -> str:
@@ -191,5 +251,7 @@ class FilterModule:
             "weights_problems": weights_problems,
             "serve_problems": serve_problems,
             "reachable_host": reachable_host,
+            "server_command": server_command,
+            "server_environment": server_environment,
             "command_option": command_option,
         }

@@ -19,6 +19,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     MANIFEST,
     Verification,
     describe_os_error,
+    hand_over,
     key_of,
     list_files,
     making,
@@ -86,7 +87,7 @@ def model_files(models_dir: Path, names: List[str]) -> Dict[str, str]:
                 text = (version / rel).read_text(encoding="utf-8")
             except OSError as exc:
                 raise GenerationError("%s: %s" % (version / rel, exc.strerror or exc)) from exc
-            # Git keeps no empty directory; Triton wants the version's to be there.
+            # .gitkeep too: Git keeps no empty directory, and Triton wants the version's to be there.
             files["model_repo/%s/1/%s" % (name, rel)] = text
     return files
 
@@ -220,7 +221,7 @@ def _write(root: Path, name: str, text: str) -> None:
 
 def make(wanted: Plan) -> None:
     """Writes the generation whole or not at all. The caller holds the host's lock."""
-    with making(wanted.path, KIND, wanted.inputs, key=wanted.key) as made:
+    with making(wanted.path, KIND, wanted.inputs, key=wanted.key, home=wanted.home) as made:
         for name, text in wanted.files.items():
             _write(made.path, name, text)
     wanted.made = True
@@ -234,6 +235,7 @@ def repair(wanted: Plan) -> List[str]:
                 _write(wanted.path, name, wanted.files[name])
             else:
                 remove_tree(wanted.path / name)
+        hand_over(wanted.path, wanted.home)
     except OSError as exc:
         raise describe_os_error(exc, wanted.path) from exc
     refresh_times(verify(wanted.path, kind=KIND))

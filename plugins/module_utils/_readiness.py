@@ -9,14 +9,20 @@ Private to the collection.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Protocol
 
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import pid_starttime
+from ansible_collections.trtllm.serving.plugins.module_utils._server_log import (
+    HOPELESS,
+    LogReasons,
+    cause_of,
+    read_reasons,
+    this_start,
+    tidy,
+)
 from ansible_collections.trtllm.serving.plugins.module_utils._tool_errors import tail_of
 from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import PROBE_S, TritonError, Unreachable
 
@@ -30,7 +36,6 @@ _GROWTH = 1.5
 _LOOK_S = 0.5
 # How long a model must have been reported as failed before waiting is given up.
 _SETTLED_S = 2.0
-_REASON_LIMIT = 400
 _TAIL_SHOWN = 20
 
 
@@ -56,89 +61,18 @@ class NotReady(TritonError):
         self.details = dict(details)
 
 
-# --- the log ----------------------------------------------------------------------------------------------------
-
-# The first thing that a starting server says; what is older is of an earlier start.
-_START = re.compile(r"pinned_memory_manager\.cc")
-_PARSE = re.compile(r"Error parsing text-format inference\.ModelConfig: (?P<reason>.+)$")
-_POLL_FAILED = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.+)$")
-# Other ways to say that one model failed; all in lines of severity E.
-_FAILED = (
-    re.compile(r"failed to load (?:model )?'(?P<model>[^']+)'(?: version \d+)?: (?P<reason>.+)$"),
-    re.compile(r"(?P<reason>ensemble '(?P<model>[^']+)' .+)$"),
-    re.compile(r"(?P<reason>(?:in )?ensemble (?P<model>[^\s',]+)(?: contains|,) .+)$"),
-)
-_SERVER = (
-    re.compile(r"error while loading shared libraries: .+"),
-    re.compile(r"Socket '[^']+' already in use.*"),
-    re.compile(r"failed to (?:start|bind|listen)[^\"]*"),
-    re.compile(r"(?:Address|address) already in use.*"),
-    re.compile(r"[Ff]ailed to create model repository manager.*|failed to stat .*model repository.*", re.I),
-    re.compile(r"error: creating server: .+"),
-    re.compile(r"unrecognized option .+|tritonserver: invalid option.+"),
-)
-# With one of these the server will never listen, although its process may stay alive.
-_HOPELESS = re.compile(r"error while loading shared libraries: .+")
-
-
-def _tidy(reason: str) -> str:
-    """One line, without the stack below it and the log's quotes."""
-    text = re.split(r"\\n|\n", reason, maxsplit=1)[0].strip()
-    return text.rstrip('"').strip()[:_REASON_LIMIT]
-
-
-def this_start(lines: Sequence[str]) -> list[str]:
-    starts = [index for index, line in enumerate(lines) if _START.search(line)]
-    return list(lines[starts[-1] :]) if starts else list(lines)
-
-
-@dataclass
-class LogReasons:
-    """What a server's log says about failures: of each model, and of the server itself."""
-
-    models: dict[str, str] = field(default_factory=dict)
-    server: str = ""
-
-
-def read_reasons(lines: Sequence[str]) -> LogReasons:
-    found = LogReasons()
-    parse_error = ""
-    for line in this_start(lines):
-        match = _PARSE.search(line)
-        if match:
-            parse_error = _tidy(match["reason"])
-            continue
-        match = _POLL_FAILED.search(line)
-        if match:
-            reason = _tidy(match["reason"])
-            if parse_error and "failed to read text proto" in reason:
-                # The parser names line and column, the server only the file: the two lines belong together.
-                reason = f"config.pbtxt:{parse_error}"
-            parse_error = ""
-            found.models[match["model"]] = reason
-            continue
-        if line.startswith("E"):
-            match = next(filter(None, (pattern.search(line) for pattern in _FAILED)), None)
-            if match:
-                found.models.setdefault(match["model"], _tidy(match["reason"]))
-    for pattern in _SERVER:
-        for line in reversed(lines if pattern is _SERVER[0] else this_start(lines)):
-            match = pattern.search(line)
-            if match:
-                found.server = _tidy(match[0])
-                return found
-    return found
-
-
 # --- the process ------------------------------------------------------------------------------------------------
 
 
 class Watch:
     """A server process named by a pid file, and the log that it writes. Either may be missing, and appear late."""
 
+    one_start = False
+
     def __init__(self, pid_file: str | None = None, log_file: str | None = None, since: float | None = None) -> None:
         self.pid_file = pid_file
         self.log_file = log_file
+        self.log_name = log_file
         self.since = since
         self._seen: tuple[int, int] | None = None
 
@@ -177,6 +111,13 @@ class Watch:
     def lines(self) -> list[str]:
         return tail_of(self.log_file) if self.log_file else []
 
+    def latest(self) -> list[str]:
+        """The lines of this start."""
+        return self.lines() if self.one_start else this_start(self.lines())
+
+    def reasons(self, lines: Sequence[str]) -> LogReasons:
+        return read_reasons(lines, self.one_start)
+
 
 # --- following --------------------------------------------------------------------------------------------------
 
@@ -189,7 +130,7 @@ def _index_reasons(index: Sequence[Mapping[str, Any]] | None) -> dict[str, tuple
         state = str(entry.get("state") or "")
         # Of several versions the one that is ready counts.
         if name and table.get(name, ("", ""))[0] != "READY":
-            table[name] = (state, _tidy(str(entry.get("reason") or "")))
+            table[name] = (state, tidy(str(entry.get("reason") or "")))
     return table
 
 
@@ -282,7 +223,7 @@ class Follower:
                 table = _index_reasons(self.client.index(PROBE_S))
             except Unreachable:
                 table = {}
-        log = read_reasons(self.watch.lines()).models
+        log = self.watch.reasons(self.watch.lines()).models
         names = [model for model in self.models if model not in self._models_ready]
         names += [
             model
@@ -307,8 +248,8 @@ class Follower:
             return ""
         self._next_look = self._now() + _LOOK_S
         if not self._listening():
-            for line in this_start(self.watch.lines()):
-                match = _HOPELESS.search(line)
+            for line in self.watch.latest():
+                match = HOPELESS.search(line)
                 if match:
                     return match[0].strip()
             return ""
@@ -339,24 +280,27 @@ class Follower:
         lines = self.watch.lines()
         parts = [what]
         if not self._listening():
-            reasons = read_reasons(lines)
+            reasons = self.watch.reasons(lines)
             if reasons.server:
                 parts.append(reasons.server)
             known = reasons.models
             details["unready"] = {model: known.get(model, "not loaded yet") for model in self.models} | known
             if known:
                 parts.append(", ".join(f"{model}: {reason}" for model, reason in known.items()))
-            elif not reasons.server and self._last_trouble:
+            cause = cause_of(self.watch.latest()) if lines else ""
+            if cause:
+                parts.append(cause)
+            elif not known and not reasons.server and self._last_trouble:
                 parts.append(self._last_trouble)
         elif unready:
             parts.append("not ready: " + ", ".join(f"{model} ({reason})" for model, reason in unready.items()))
         else:
             parts.append("all models are ready, yet /v2/health/ready is not")
         if lines:
-            details["tail"] = this_start(lines)[-_TAIL_SHOWN:]
-        if self.watch.log_file:
-            details["log_file"] = self.watch.log_file
-            parts.append(f"log: {self.watch.log_file}")
+            details["tail"] = self.watch.latest()[-_TAIL_SHOWN:]
+        if self.watch.log_name:
+            details["log_file"] = self.watch.log_name
+            parts.append(f"log: {self.watch.log_name}")
         return NotReady("; ".join(parts), details)
 
     def follow(self) -> dict[str, Any]:

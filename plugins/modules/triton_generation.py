@@ -39,10 +39,36 @@ options:
     description: The text of each model's C(config.pbtxt), by model.
     type: dict
     required: true
+  runtime:
+    description: What the server runs in, V(embedded) (under supervisord) or V(docker).
+    type: str
+    choices: [embedded, docker]
+    default: embedded
+  container:
+    description: Name of the server's container; for O(runtime=docker).
+    type: str
+    default: trtllm-triton
+  image:
+    description:
+      - Id of the image that O(models) lies in; empty where it lies on the host. The files are copied out once, without
+        the image being started. In check mode it may be empty because the image is not there yet.
+    type: str
+    default: ""
   models:
-    description: Directory with the models' Python files, C(MODEL/1/model.py), as upstream's C(inflight_batcher_llm).
+    description:
+      - Directory with the models' Python files, C(MODEL/1/model.py), as upstream's C(inflight_batcher_llm), on the host
+        or in O(image).
     type: path
     required: true
+  models_in_image:
+    description: Whether O(models) lies in O(image).
+    type: bool
+    default: false
+  gpu:
+    description:
+      - GPU of this host, with C(name) and C(compute_capability). An engine that was built for another one is refused;
+        nothing is compared where either is not known.
+    type: dict
   engine:
     description: Directory of the finished engine. In check mode it need not be there yet.
     type: path
@@ -71,9 +97,11 @@ options:
         of its C(probe).
     type: dict
     required: true
+requirements:
+  - docker and requests, for O(runtime=docker)
 notes:
   - Needs the Python packages protobuf and tritonclient, with which each C(config.pbtxt) is parsed as
-    inference.ModelConfig before anything is written.
+    inference.ModelConfig before anything is written. With O(runtime=docker) a host may lack them, which is a warning.
 author:
   - trtllm.serving contributors (@trtllm)
 """
@@ -116,9 +144,15 @@ in_place:
   returned: always
   type: bool
 serving:
-  description: Whether it is in place, and the server gave a token when it was asked as C(launch.probe) says.
+  description:
+    - Whether it is in place, and the server gave a token when it was asked as C(launch.probe) says.
+    - A container must also run, be as this generation would make it now, and see its GPUs.
   returned: always
   type: bool
+reason:
+  description: Why a generation that is in place does not serve, in one line; empty when it does, or is a new one.
+  returned: always
+  type: str
 silence:
   description: Why no token came.
   returned: always
@@ -129,18 +163,19 @@ repaired:
   type: list
   elements: str
 parsed:
-  description: Whether each config.pbtxt was parsed; false only in check mode on a host without the packages for it.
+  description: Whether each config.pbtxt was parsed; false where a host has not the packages for it.
   returned: always
   type: bool
 """
 
 import json
+import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.trtllm.serving.plugins.module_utils._artifact import MANIFEST, ArtifactError, read_manifest
-from ansible_collections.trtllm.serving.plugins.module_utils._engine import check_engine_dir, summarize
+from ansible_collections.trtllm.serving.plugins.module_utils import _containers
+from ansible_collections.trtllm.serving.plugins.module_utils._artifact import MANIFEST, ArtifactError
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import (
     GenerationError,
     Plan,
@@ -151,49 +186,38 @@ from ansible_collections.trtllm.serving.plugins.module_utils._generation import 
     plan,
     repair,
 )
-from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
-from ansible_collections.trtllm.serving.plugins.module_utils._model_config import (
-    ConfigError,
-    Unavailable,
-    check_repository,
-    parse,
+from ansible_collections.trtllm.serving.plugins.module_utils._generation_checks import (
+    check_batch,
+    check_engine,
+    check_runtime,
+    check_world_size,
+    parse_configs,
 )
-from ansible_collections.trtllm.serving.plugins.module_utils._server import no_token
+from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
+from ansible_collections.trtllm.serving.plugins.module_utils._model_config import ConfigError, Unavailable
+from ansible_collections.trtllm.serving.plugins.module_utils._server_base import ServerError, no_token
+
+FAILURES = (
+    GenerationError, ArtifactError, LockError, ConfigError, Unavailable, ServerError, _containers.ContainerError,
+)  # fmt: skip
 
 
-def parse_configs(configs: Dict[str, str], check_mode: bool) -> bool:
-    """Whether the configs could be parsed; only check mode may go on when the host cannot parse them yet."""
-    try:
-        problems = check_repository(configs)
-    except Unavailable:
-        if check_mode:
-            return False
-        raise
-    if problems:
-        raise GenerationError("; ".join(problems))
-    return True
+def models_dir(params: Dict[str, Any], check_mode: bool) -> Optional[Path]:
+    """The models on this host; None in check mode where they would be copied out of an image first."""
+    models = str(params["models"])
+    if not params["models_in_image"]:
+        return Path(models) if not check_mode or Path(models).is_dir() else None
+    home, image = Path(params["home"]), str(params["image"])
+    # Only with a container; what runs without one does not wait for it.
+    from ansible_collections.trtllm.serving.plugins.module_utils import _model_sources
 
-
-def check_engine(engine: str, release: str) -> str:
-    """The key of an engine that is whole and of the release."""
-    problems = check_engine_dir(engine, release)
-    if problems:
-        raise GenerationError("; ".join(problems))
-    manifest = read_manifest(engine)
-    if manifest is None:
-        raise AssertionError("%s was just found whole" % engine)
-    return manifest.key
-
-
-def check_batch(engine: str, config: str) -> None:
-    """Triton must not batch more requests than the engine takes."""
-    largest = summarize(engine)["max_batch_size"]
-    batch = parse(config).get("max_batch_size", 0)
-    if isinstance(largest, int) and batch > largest:
-        raise GenerationError(
-            "max_batch_size %d of the models is above the engine's %d: lower triton_serve_max_batch_size, "
-            "or build with a larger mixtral_engine_max_batch_size" % (batch, largest)
-        )
+    there = _model_sources.kept(home, image, models)
+    if there is not None or check_mode:
+        return there
+    if not image:
+        raise GenerationError("there is no image to take the models from: run tensorrtllm_backend_build first")
+    with HostLock(home, "copying the models out of image %s" % image):
+        return _model_sources.fetch(home, image, models, _containers.connect)
 
 
 def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
@@ -202,12 +226,15 @@ def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
     files.update({name: str(text) for name, text in params["files"].items()})
     files["launch.json"] = json.dumps(params["launch"], indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     pending = params["engine_key"] if check_mode else None
-    known = not check_mode or ((pending or Path(params["engine"]).is_dir()) and Path(params["models"]).is_dir())
+    models = models_dir(params, check_mode)
+    known = not check_mode or ((pending or Path(params["engine"]).is_dir()) and models is not None)
     engine_key = None
-    if known:
-        engine_key = pending or check_engine(params["engine"], params["release"])
+    if known and models is not None:
+        engine_key = pending or check_engine(params["engine"], params["release"], params["gpu"])
+        if not pending:
+            check_world_size(params["engine"], params["launch"].get("world_size"))
         check_tokenizer(Path(params["tokenizer"]))
-        files.update(model_files(Path(params["models"]), sorted(params["configs"])))
+        files.update(model_files(models, sorted(params["configs"])))
     identity = {"engine": engine_key, "image_digest": params["image_digest"], "release": params["release"]}
     return plan(Path(params["home"]), files, identity), bool(known)
 
@@ -222,13 +249,41 @@ def why_silent(probe: Optional[Dict[str, Any]]) -> str:
     return no_token(str(probe["url"]), str(probe["model"]), str(probe["prompt"]), float(probe["timeout"]))
 
 
+def trouble(params: Dict[str, Any], generation: Plan, check_mode: bool) -> str:
+    """Why the server of a generation that is in place does not serve it, in one line; empty when it does."""
+    launch = params["launch"]
+    if params["runtime"] == "docker":
+        from ansible_collections.trtllm.serving.plugins.module_utils._docker_server import DockerServer
+
+        server = DockerServer(Path(params["home"]), params["container"])
+        try:
+            found = server.trouble(generation.id)
+        except ServerError as exc:
+            if not check_mode:
+                raise
+            found = str(exc)
+        if found:
+            return found
+    return why_silent(launch.get("probe"))
+
+
+def changes_of(generation: Plan) -> List[str]:
+    """What of a generation that is current is no longer as it was made."""
+    return list(generation.drift) if generation.made and generation.current == generation.id else []
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             home=dict(type="path", required=True),
             release=dict(type="str", required=True),
             configs=dict(type="dict", required=True),
+            runtime=dict(type="str", default="embedded", choices=["embedded", "docker"]),
+            container=dict(type="str", default="trtllm-triton"),
+            image=dict(type="str", default=""),
             models=dict(type="path", required=True),
+            models_in_image=dict(type="bool", default=False),
+            gpu=dict(type="dict"),
             engine=dict(type="path", required=True),
             engine_key=dict(type="str", no_log=False),
             tokenizer=dict(type="path", required=True),
@@ -240,13 +295,25 @@ def main() -> None:
     )
     params = module.params
     try:
+        check_runtime(Path(params["home"]), params["runtime"])
         generation, known = wanted(params, module.check_mode)
         # A generation that is there was parsed before it was made.
-        parsed = generation.made or parse_configs(params["configs"], module.check_mode)
+        may_lack = module.check_mode or params["runtime"] == "docker"
+        parsed = generation.made or parse_configs(params["configs"], may_lack)
+        if not parsed and not module.check_mode:
+            module.warn(
+                "config.pbtxt is not parsed before it is served: the packages protobuf and tritonclient are not in %s"
+                % sys.executable
+            )
         if parsed and not generation.made and "tensorrt_llm" in params["configs"] and Path(params["engine"]).is_dir():
             check_batch(params["engine"], params["configs"]["tensorrt_llm"])
-        in_place = generation.in_place and not generation.stale(Path(params["models"]).parent.parent / MANIFEST)
-        silence = why_silent(params["launch"].get("probe")) if in_place else ""
+        others = [] if params["models_in_image"] else [Path(params["models"]).parent.parent / MANIFEST]
+        in_place = generation.in_place and not generation.stale(*others)
+        silence = trouble(params, generation, module.check_mode) if in_place else ""
+        edited = changes_of(generation)
+        reason = silence or ("changed by hand: " + ", ".join(edited) if edited else "")
+        if not reason and generation.in_place and not in_place:
+            reason = "the server was started before a part of it was put back, or its gate was never passed"
         result: Dict[str, Any] = {
             "changed": not generation.made or bool(generation.drift),
             "id": generation.id if known else None,
@@ -256,6 +323,7 @@ def main() -> None:
             "in_place": in_place,
             "serving": in_place and not silence,
             "silence": silence,
+            "reason": reason,
             "repaired": list(generation.drift),
             "parsed": parsed,
             "diff": differences(generation, known),
@@ -266,7 +334,7 @@ def main() -> None:
                     repair(generation)
                 else:
                     make(generation)
-    except (GenerationError, ArtifactError, LockError, ConfigError, Unavailable) as exc:
+    except FAILURES as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(**result)
 

@@ -48,9 +48,15 @@ options:
     type: float
     default: 600
   watch:
-    description: The server process on this host, so that its end is noticed at once and its log can be read.
+    description:
+      - The server's process or container on this host, so that its end is noticed at once and its log can be read.
     type: dict
     suboptions:
+      container:
+        description:
+          - Name of the server's container. Its end counts also when Docker starts it again at once; the other
+            suboptions are not used then.
+        type: str
       pid_file:
         description: File with the server's process id. It may appear after the task has started.
         type: path
@@ -63,6 +69,7 @@ options:
         type: float
 requirements:
   - requests
+  - docker, with O(watch.container)
 author:
   - trtllm.serving contributors (@trtllm)
 """
@@ -75,6 +82,14 @@ EXAMPLES = r"""
     watch:
       pid_file: /opt/trtllm/run/triton.pid
       log_file: /opt/trtllm/logs/triton.log
+
+- name: Wait for the five models of a container
+  trtllm.serving.triton_ready:
+    url: http://127.0.0.1:8000
+    watch:
+      container: trtllm-triton
+  vars:
+    ansible_python_interpreter: /opt/trtllm/venv/bin/python
 
 - name: Wait for the one model of the LLM API
   trtllm.serving.triton_ready:
@@ -121,15 +136,18 @@ waited_s:
   returned: failure
   type: float
 tail:
-  description: The last lines of the server's log.
+  description: The last lines of the server's log, or of its container's.
   returned: failure, when there is a log
   type: list
   elements: str
 """
 
 import traceback
+from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.trtllm.serving.plugins.module_utils import _containers
+from ansible_collections.trtllm.serving.plugins.module_utils._container_watch import ContainerWatch
 from ansible_collections.trtllm.serving.plugins.module_utils._readiness import MODELS, Follower, NotReady, Watch
 from ansible_collections.trtllm.serving.plugins.module_utils._runner import Cancellation, Cancelled
 from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import TritonClient, TritonError
@@ -141,6 +159,17 @@ except ImportError:
     REQUESTS_ERROR = traceback.format_exc()
 
 
+def watch_of(given: Dict[str, Any], check_mode: bool) -> Watch:
+    if not given.get("container"):
+        return Watch(given.get("pid_file"), given.get("log_file"), given.get("since"))
+    try:
+        return ContainerWatch(_containers.connect(), given["container"])
+    except _containers.ContainerError:
+        if check_mode:
+            return Watch()
+        raise
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -150,6 +179,7 @@ def main() -> None:
             "watch": {
                 "type": "dict",
                 "options": {
+                    "container": {"type": "str"},
                     "pid_file": {"type": "path"},
                     "log_file": {"type": "path"},
                     "since": {"type": "float"},
@@ -161,7 +191,6 @@ def main() -> None:
     if REQUESTS_ERROR:
         module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_ERROR)
     params = module.params
-    watch = params["watch"] or {}
     with Cancellation() as cancellation:
         try:
             client = TritonClient(params["url"], requests)
@@ -169,13 +198,13 @@ def main() -> None:
                 client,
                 params["models"],
                 timeout=params["timeout"],
-                watch=Watch(watch.get("pid_file"), watch.get("log_file"), watch.get("since")),
+                watch=watch_of(params["watch"] or {}, module.check_mode),
                 check=cancellation.check,
             )
             result = follower.look() if module.check_mode else follower.follow()
         except NotReady as exc:
             module.fail_json(msg=str(exc), ready=False, **exc.details)
-        except (TritonError, Cancelled) as exc:
+        except (TritonError, _containers.ContainerError, Cancelled) as exc:
             module.fail_json(msg=str(exc), ready=False)
     module.exit_json(changed=False, **result)
 

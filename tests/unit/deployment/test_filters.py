@@ -112,6 +112,49 @@ def test_server_settings_that_cannot_be(given: dict[str, Any], named: str) -> No
     assert len(problems) == 1 and named in problems[0], problems
 
 
+CONTAINER = {
+    "address": "127.0.0.1", "user": "trtllm", "name": "trtllm-triton", "shm_size": "2g", "memory": "", "gpus": "all",
+    "ulimits": {"memlock": -1, "nofile": {"soft": 1}}, "mpirun_arguments": ["--oversubscribe"], "tmpfs": {"/tmp": "rw"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"address": "localhost"}, "triton_serve_address 'localhost' is no IP address"),
+        ({"address": ""}, "is no IP address"),
+        ({"user": "root"}, "triton_serve_user 'root' is root"),
+        ({"user": "0:0"}, "triton_serve_user '0:0' is root"),
+        ({"name": "-x"}, "triton_serve_container_name '-x' is no name of a container"),
+        ({"shm_size": "2x"}, "triton_serve_shm_size: '2x' is no size"),
+        ({"memory": "much"}, "triton_serve_memory: 'much' is no size"),
+        ({"ulimits": {"memlock": "all"}}, "triton_serve_ulimits: memlock 'all' is no number"),
+        ({"ulimits": ["memlock"]}, "triton_serve_ulimits: ['memlock'] is not a dictionary"),
+        ({"gpus": "first"}, "triton_serve_gpus: gpus 'first' names no GPU"),
+        ({"mpirun_arguments": "--x"}, "triton_serve_mpirun_arguments '--x' is not a list"),
+        ({"tmpfs": ["/tmp"]}, "triton_serve_tmpfs ['/tmp'] is not a dictionary"),
+    ],
+)
+def test_container_settings_that_cannot_be(given: dict[str, Any], named: str) -> None:
+    assert serve(container=CONTAINER) == [] == serve(container={**CONTAINER, "address": "::1", "user": "1000:1000"})
+    problems = serve(container={**CONTAINER, **given})
+    assert len(problems) == 1 and named in problems[0], problems
+
+
+def test_command_and_environment_of_a_container() -> None:
+    ports = {"http_port": "8000", "grpc_port": 8001, "metrics_port": 8002}
+    words = filters.server_command("2", ports=ports, exit_timeout="30")
+    assert words[0] == "mpirun" and words.count("--http-port=8000") == 2 and words.count(":") == 1
+    with pytest.raises(AnsibleFilterError, match="server_command: world_size 0 is not possible"):
+        filters.server_command(0, ports=ports, exit_timeout=30)
+    with pytest.raises(AnsibleFilterError, match="server_command"):
+        filters.server_command(1, ports={}, exit_timeout=30)
+    one, two = filters.server_environment(1), filters.server_environment("2")
+    assert one["HOME"] == "/tmp" and set(two) - set(one) == {
+        "OMPI_MCA_odls_base_sigkill_timeout", "PRTE_MCA_odls_base_sigkill_timeout",
+    }  # fmt: skip
+
+
 def test_flavours_and_methods() -> None:
     assert filters.release_problems("1.1.0", "engine", "reference") == []
     assert filters.release_problems("1.3.0", "llmapi", "pull") == []

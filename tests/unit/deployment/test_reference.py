@@ -16,17 +16,19 @@ from typing import Any
 
 import pytest
 from ansible_collections.trtllm.serving.plugins.module_utils import _reference
-from ansible_collections.trtllm.serving.plugins.module_utils._host import Python
-from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
+from ansible_collections.trtllm.serving.plugins.module_utils._environment import (
     STAMP,
-    Backend,
     InstallError,
     installed,
+    pip_failure,
+)
+from ansible_collections.trtllm.serving.plugins.module_utils._host import Python
+from ansible_collections.trtllm.serving.plugins.module_utils._reference import (
+    Backend,
     library_path,
     make_tree,
     make_venv,
     pins,
-    pip_failure,
     survey,
     venv_inputs,
 )
@@ -253,7 +255,7 @@ def test_a_finished_environment_tells_its_python_without_being_started(tmp_path:
     python.parent.mkdir(parents=True)
     python.write_text("not a program", encoding="utf-8")
     assert _reference.stamped_python(tmp_path, "") is None
-    (tmp_path / "venv" / _reference.STAMP).write_text('{"inputs": {"python": "3.12"}}', encoding="utf-8")
+    (tmp_path / "venv" / STAMP).write_text('{"inputs": {"python": "3.12"}}', encoding="utf-8")
     found = _reference.stamped_python(tmp_path, "")
     assert found is not None and found.version == "3.12" and found.executable == str(python)
     assert _reference.stamped_python(tmp_path, "/usr/bin/python3.11") is None

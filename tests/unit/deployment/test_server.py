@@ -13,13 +13,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.trtllm.serving.plugins.module_utils import _server
+from ansible_collections.trtllm.serving.plugins.module_utils import _server, _server_base
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import UNPROVEN
-from ansible_collections.trtllm.serving.plugins.module_utils._server import (
-    Server,
+from ansible_collections.trtllm.serving.plugins.module_utils._server import Server, read_pid
+from ansible_collections.trtllm.serving.plugins.module_utils._server_base import (
     ServerError,
     previous_after,
-    read_pid,
     switch_link,
     wait_until,
 )
@@ -231,7 +230,8 @@ def test_the_record_of_a_switch_is_there_before_the_server_is_stopped(
         Server, "stop", lambda self, timeout: seen.append(json.loads((home.path / UNPROVEN).read_text()))
     )
     with pytest.raises(OSError):
-        monkeypatch.setattr(_server, "switch_link", lambda *unused: (each for each in ()).throw(OSError(28, "full")))
+        full = OSError(28, "full")
+        monkeypatch.setattr(_server_base, "switch_link", lambda *unused: (each for each in ()).throw(full))
         deploy(home, two)
     assert seen == [{"generation": two, "before": {"current": one, "previous": None}}]
 

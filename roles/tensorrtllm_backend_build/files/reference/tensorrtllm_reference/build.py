@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from . import gpu
 from .cli import (
     Log,
     Release,
@@ -260,7 +261,12 @@ def open_rank(checkpoint_dir: PathLike, config: dict[str, Any], mapping: Mapping
 
 
 def build_rank(
-    file: SafetensorsFile, config: dict[str, Any], mapping: Mapping, output_dir: PathLike, release: str
+    file: SafetensorsFile,
+    config: dict[str, Any],
+    mapping: Mapping,
+    output_dir: PathLike,
+    release: str,
+    device: gpu.Gpu | None = None,
 ) -> Path:
     path = Path(output_dir) / f"rank{mapping.rank}.engine"
 
@@ -270,7 +276,7 @@ def build_rank(
             yield EngineTensor(name, dtype, file.tensor(name), per_expert=stacked)
             file.forget()
 
-    write_engine(path, tensors(), release=release, mapping=mapping)
+    write_engine(path, tensors(), release=release, mapping=mapping, gpu=device.to_dict() if device else None)
     return path
 
 
@@ -310,13 +316,14 @@ def main(argv: Sequence[str] | None = None, release: Release | None = None) -> N
     build_config = resolve(values, config, plugins, log)
     if values.get("input_timing_cache"):
         log.warning("input_timing_cache is not used: nothing is timed on a CPU")
+    device = _device(log)
     files = [open_rank(values["checkpoint_dir"], config, mapping.at(rank)) for rank in range(mapping.world_size)]
     output_dir = Path(values["output_dir"])
     if values.get("dry_run"):
         log.info("Dry run: the checkpoint and the options are good, no engine is written")
     else:
         output_dir.mkdir(parents=True, exist_ok=True)
-        _build(files, config, mapping, output_dir, values["workers"], release.release, log)
+        _build(files, config, mapping, output_dir, values["workers"], release.release, log, device)
         write_json(
             output_dir / "config.json",
             {"version": release.release, "pretrained_config": config, "build_config": build_config},
@@ -328,6 +335,18 @@ def main(argv: Sequence[str] | None = None, release: Release | None = None) -> N
     log.info(f"Total time of building all engines: {clock(time.monotonic() - started)}")
 
 
+def _device(log: Log) -> gpu.Gpu | None:
+    """The GPU that the engine is bound to; none where there is none to be seen."""
+    try:
+        found = gpu.find()
+    except gpu.CudaError as exc:
+        raise ToolError(f"[TensorRT-LLM][ERROR] {exc}") from exc
+    if not found:
+        return None
+    log.info(f"Building for {found[0].name} (compute capability {found[0].compute_capability})")
+    return found[0]
+
+
 def _build(
     files: Sequence[SafetensorsFile],
     config: dict[str, Any],
@@ -336,11 +355,12 @@ def _build(
     workers: int,
     release: str,
     log: Log,
+    device: gpu.Gpu | None = None,
 ) -> None:
     def build(rank: int) -> None:
         started = time.monotonic()
         log.info(f"Serializing engine to {output_dir / f'rank{rank}.engine'}...")
-        path = build_rank(files[rank], config, mapping.at(rank), output_dir, release)
+        path = build_rank(files[rank], config, mapping.at(rank), output_dir, release, device)
         log.info(
             f"Engine serialized. Total time: {clock(time.monotonic() - started)} "
             f"(rank {rank}, {os.path.getsize(path) / 2**20:.1f} MiB)"

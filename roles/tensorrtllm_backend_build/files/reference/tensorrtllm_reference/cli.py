@@ -51,7 +51,8 @@ def load_release() -> Release:
             return Release(data["release"], data["convert_checkpoint"], data["trtllm_build"], data["launch"])
         except (ValueError, KeyError, TypeError) as exc:
             raise ToolError(f"{recorded} is damaged ({exc!r}): install this tree again") from exc
-    package = root.parents[3] / "plugins" / "module_utils" / "_releases"
+    # In an image the tree may lie less deep than in a checkout.
+    package = Path(os.path.normpath(root / "../../../..")) / "plugins" / "module_utils" / "_releases"
     if not (package / "__init__.py").exists():
         raise ToolError(f"{recorded} is missing: install this tree with the role tensorrtllm_backend_build")
     name = "_trtllm_serving_releases"

@@ -78,9 +78,18 @@ class _Blobs:
 
 
 def write_engine(
-    path: PathLike, tensors: Iterable[EngineTensor], *, release: str, mapping: Mapping, sync: bool = True
+    path: PathLike,
+    tensors: Iterable[EngineTensor],
+    *,
+    release: str,
+    mapping: Mapping,
+    gpu: dict[str, str] | None = None,
+    sync: bool = True,
 ) -> int:
-    """Write one rank's engine and return its size in bytes. The arrays must stay valid until it returns."""
+    """Write one rank's engine and return its size in bytes. The arrays must stay valid until it returns.
+
+    gpu is the device that it is bound to.
+    """
     blobs = _Blobs()
     entries: dict[str, Any] = {}
     for tensor in tensors:
@@ -108,6 +117,7 @@ def write_engine(
             "mapping": mapping.to_dict(),
             "tensors": entries,
             "blobs": offsets,
+            **({"gpu": gpu} if gpu else {}),
         },
         separators=(",", ":"),
     ).encode()
@@ -167,6 +177,7 @@ class EngineFile:
             raise EngineFileError(f"{self.path} cannot be read: {exc.strerror}") from exc
         data = json.loads(header)
         self.release: str = data["release"]
+        self.gpu: dict[str, str] | None = data.get("gpu")
         self.rank: int = data["rank"]
         self.mapping = Mapping.from_dict(data["mapping"], self.rank)
         self.size = size

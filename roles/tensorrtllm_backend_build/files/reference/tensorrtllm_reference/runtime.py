@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from . import gpu
 from .engine_file import EngineFile, EngineFileError
 from .errors import EngineError, RequestError
 from .kv_cache import BlockPool, bytes_per_token
@@ -253,6 +254,10 @@ class Runtime:
 
     def _load(self, directory: Path, release: str) -> list[EngineFile]:
         files = []
+        try:
+            gpus = gpu.find()
+        except gpu.CudaError as exc:
+            raise EngineError(f"[TensorRT-LLM][ERROR] {exc}") from exc
         for rank in range(self.config.mapping.world_size):
             path = directory / f"rank{rank}.engine"
             try:
@@ -260,6 +265,10 @@ class Runtime:
             except EngineFileError as exc:
                 raise EngineError(str(exc)) from exc
             check_release(path, engine.release, release)
+            try:
+                gpu.check(path, engine.gpu, gpus)
+            except gpu.CudaError as exc:
+                raise EngineError(f"[TensorRT-LLM][ERROR] {exc}") from exc
             if engine.rank != rank or engine.mapping.to_dict() != self.config.mapping.to_dict():
                 raise EngineError(f"{path} holds rank {engine.rank} of {engine.mapping.to_dict()}, and config.json "
                                   f"asks for rank {rank} of {self.config.mapping.to_dict()}: build the engine again")

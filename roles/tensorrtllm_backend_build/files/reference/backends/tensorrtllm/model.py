@@ -21,6 +21,7 @@ behind the sequence_length tokens that count, what postprocessing needs to turn 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tensorrtllm_reference import ranks
 from tensorrtllm_reference.cli import load_release
 from tensorrtllm_reference.detokenize import CONTEXT_TOKENS, with_context
 from tensorrtllm_reference.errors import RequestError
@@ -251,6 +253,9 @@ class TritonPythonModel:
         self.pad_id = 0
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         release = load_release().release
+        rank = ranks.rank_of(os.environ)
+        if rank > 0:
+            ranks.serve(Path(parameters.get("gpt_model_path", "")), release, rank)
         self._metrics = _Metrics(args["model_name"], args["model_version"], release)
         self.runtime = Runtime(
             parameters, release=release, triton_max_batch_size=int(config.get("max_batch_size", 0)),

@@ -29,8 +29,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / ".collections"))
+sys.path[:0] = [str(ROOT / ".collections"), str(ROOT / "benchmarks")]
 
+import docker_host
 import requests
 from ansible_collections.trtllm.serving.plugins.module_utils._readiness import Follower, Watch
 from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
@@ -50,13 +51,12 @@ def free_ports(count: int) -> list[int]:
             sock.close()
 
 
-class Run:
+class Play:
     """One ansible-playbook: how long it took and how many tasks it executed."""
 
-    def __init__(self, playbook: str, home: Path, variables: dict[str, object]) -> None:
-        argv = [sys.executable, "-m", "ansible", "playbook", "-i", "inventory/local", playbook]
-        argv += ["-e", json.dumps(variables)]
-        env = {**os.environ, "TRTLLM_HOME": str(home), "ANSIBLE_NOCOLOR": "1"}
+    def __init__(self, playbook: str, options: list[str], environment: dict[str, str]) -> None:
+        argv = [sys.executable, "-m", "ansible", "playbook", *options, playbook]
+        env = {**os.environ, **environment, "ANSIBLE_NOCOLOR": "1"}
         began = time.monotonic()
         done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         self.seconds = time.monotonic() - began
@@ -65,6 +65,13 @@ class Run:
         counts = dict(re.findall(r"(ok|changed|skipped|failed)=(\d+)", done.stdout))
         self.changed = int(counts["changed"])
         self.tasks = int(counts["ok"]) + int(counts["skipped"])
+
+
+class Run(Play):
+    """One on this machine, with its files below home."""
+
+    def __init__(self, playbook: str, home: Path, variables: dict[str, object]) -> None:
+        super().__init__(playbook, ["-i", "inventory/local", "-e", json.dumps(variables)], {"TRTLLM_HOME": str(home)})
 
 
 def noop_against_tutorial(work: Path, repeats: int) -> list[str]:
@@ -210,16 +217,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each playbook")
     parser.add_argument("--starts", type=int, default=9, help="starts of the server for the readiness lag")
     parser.add_argument("--fresh", action="store_true", help="remove the folder first")
+    parser.add_argument("--only-docker", action="store_true", help="only the host with Docker")
     options = parser.parse_args()
     if options.fresh and options.work.exists():
         shutil.rmtree(options.work)
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
 
-    with tiny_server(work) as (server, port):
-        rows = readiness_lag(server, port, options.starts)
-        rows += [load(port, 1, 100, 16), load(port, 8, 40, 16)]
-    rows = noop_against_tutorial(work, options.repeats) + rows
+    rows: list[str] = []
+    if not options.only_docker:
+        with tiny_server(work) as (server, port):
+            rows = readiness_lag(server, port, options.starts)
+            rows += [load(port, 1, 100, 16), load(port, 8, 40, 16)]
+        rows = noop_against_tutorial(work, options.repeats) + rows
+    rows += docker_host.rows(work, options.repeats, Play)
     machine = (platform.python_version(), platform.machine(), os.cpu_count() or 0, os.getloadavg()[0])
     print("Python %s, %s, %d CPUs, load %.1f" % machine)
     print("\n| what | figure |\n| --- | --- |")

@@ -1,0 +1,85 @@
+# Copyright (c) 2026, trtllm.serving contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The inventories that come with the collection can be used as they are, and what they ask for fits their GPUs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.trtllm.serving.plugins.module_utils._gpu_memory import MIXTRAL_8X7B, bytes_each
+from ansible_collections.trtllm.serving.tests.unit.preset import _inventory
+
+INVENTORIES = ("inventory/tutorial", "inventory/example")
+EXAMPLE = "inventory/example"
+# Variables of the playbooks and of Ansible that are no role's.
+SHARED = {"trtllm_home", "trtllm_release", "trtllm_flavour", "trtllm_user"}
+PLAYBOOKS = "".join(path.read_text("utf-8") for path in sorted((_inventory.ROOT / "playbooks").glob("*.yml")))
+
+# Memory of one GPU in MiB, as nvidia-smi says, and their number.
+GPUS = {"gpu4-1": (40960, 8), "h100-1": (81559, 8), "l40s-1": (46068, 1)}
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return _inventory.values(tmp_path_factory.mktemp("values"), EXAMPLE)
+
+
+@pytest.mark.parametrize("inventory", INVENTORIES)
+def test_site_is_sound_with_it(tmp_path_factory: pytest.TempPathFactory, inventory: str) -> None:
+    done = _inventory.playbook(tmp_path_factory.mktemp("home"), inventory, "site.yml", "--syntax-check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("inventory", INVENTORIES)
+def test_validate_passes_and_contacts_no_host(tmp_path_factory: pytest.TempPathFactory, inventory: str) -> None:
+    done = _inventory.playbook(tmp_path_factory.mktemp("home"), inventory, "playbooks/validate.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = re.findall(r"(?m)^\S+\s+: ok=(\d+)\s+changed=0\s+unreachable=0\s+failed=0", done.stdout)
+    assert counts and all(int(count) for count in counts), done.stdout
+
+
+def test_validate_refuses_what_cannot_be(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The test above would also pass if nothing were judged."""
+    told = ("-e", '{"mixtral_engine_convert_options": {"weight_only_precision": "int3"}}', "--limit", "gpu4-1")
+    done = _inventory.playbook(tmp_path_factory.mktemp("home"), EXAMPLE, "playbooks/validate.yml", *told)
+    assert done.returncode != 0
+    assert "'weight_only_precision': 'int3' is not allowed, give one of int8, int4" in done.stdout
+
+
+@pytest.mark.parametrize("inventory", INVENTORIES)
+def test_every_variable_exists(inventory: str) -> None:
+    known = SHARED.union(*(_inventory.defaults(role) for role in _inventory.ROLES))
+    for path in sorted((_inventory.ROOT / inventory).rglob("*.yml")):
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+        if path.parent.name != "group_vars":
+            continue
+        for name in loaded:
+            fine = name in known or name.startswith("ansible_") or re.search(r"\b%s\b" % name, PLAYBOOKS)
+            assert fine, "%s: nothing reads %s" % (path.name, name)
+
+
+@pytest.mark.parametrize("host", sorted(GPUS))
+def test_the_model_fits_the_gpus(example: dict[str, dict[str, Any]], host: str) -> None:
+    """Weights, and the KV cache of a full batch of requests of the greatest length."""
+    values = example[host]
+    memory, count = GPUS[host]
+    each = bytes_each(values["mixtral_engine_dtype"], values["mixtral_engine_convert_options"])
+    tokens = values["mixtral_engine_max_batch_size"] * values["mixtral_engine_max_seq_len"]
+    tp, pp = values["mixtral_engine_tp_size"], values["mixtral_engine_pp_size"]
+    assert tp * pp == count
+    assert MIXTRAL_8X7B.gpu_mib(each, tp, pp, tokens) < memory
+    assert values["mixtral_engine_max_input_len"] < values["mixtral_engine_max_seq_len"]
+
+
+def test_each_group_of_the_example_has_its_file_and_its_page() -> None:
+    hosts = yaml.safe_load((_inventory.ROOT / EXAMPLE / "hosts.yml").read_text("utf-8"))
+    groups = set(hosts["trtllm"]["children"])
+    files = {path.stem for path in (_inventory.ROOT / EXAMPLE / "group_vars").glob("*.yml")}
+    assert files == groups | {"trtllm"}
+    pages = {path.stem.replace("-", "_") for path in (_inventory.ROOT / "docs" / "hosts").glob("*.md")}
+    assert pages == groups

@@ -5,7 +5,10 @@
 """Everything that is checked, stage by stage; the last line says how much passed and how much failed.
 
 `make test` runs it by the development environment's Python. Everything it makes is below .work, and the logs of the
-stages are in .work/test/logs.
+stages are in .work/test/logs. The stages testbed, docker, debian and redhat need root and Docker Engine: on a machine
+of the Debian family what is missing is installed, and an engine that nothing else manages is started, and stopped again
+at the end. Where they cannot run they fail and say why; ALLOW_SKIP=1 skips them instead. Images of the test bed stay in
+the engine for the next run, under the name trtllm-test.
 """
 
 from __future__ import annotations
@@ -26,9 +29,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from testbed.machine import Machine
+
 WORK = ROOT / ".work"
 LOGS = WORK / "test" / "logs"
 BIN = Path(sys.executable).parent
+ALLOW_SKIP = os.environ.get("ALLOW_SKIP") == "1"
+MACHINE = Machine(LOGS / "machine.log")
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--color=no"]
 # Settings of the caller's shell must not decide what is tested.
 FOREIGN = re.compile(r"ANSIBLE_|TRTLLM_|MAKE|MFLAGS|PYTHONPATH$|PYTEST_|MOLECULE_")
@@ -283,9 +292,63 @@ def molecule(stage: Stage) -> None:
     command = [BIN / "molecule", "--base-config", ".config/molecule/config.yml"]
     home = WORK / "test" / "molecule"
     if home.exists():
-        stage.run("destroy", [*command, "destroy"], 200, **env)
+        stage.run("destroy", [*command, "destroy", "--scenario-name", "default"], 200, **env)
         shutil.rmtree(home, ignore_errors=True)
-    stage.check("molecule test", [*command, "test"], 600, **env)
+    stage.check("molecule test", [*command, "test", "--scenario-name", "default"], 600, **env)
+
+
+def machine(stage: Stage) -> bool:
+    """Whether the stages with Docker can run here; why not is said once for each."""
+
+    def say(what: str) -> None:
+        with PRINTING:
+            print("\n%s: %s" % (stage.name, what), flush=True)
+
+    problem = MACHINE.prepare(say)
+    if problem and ALLOW_SKIP:
+        stage.skip(stage.name, problem)
+    elif problem:
+        stage.add(0, 1, 0, "FAILED   %s cannot run here: %s; ALLOW_SKIP=1 skips it" % (stage.name, problem))
+    return not problem
+
+
+def testbed(stage: Stage) -> None:
+    if machine(stage):
+        stage.check("images", [sys.executable, "tests/testbed/build.py"], 1200)
+
+
+def docker(stage: Stage) -> None:
+    if machine(stage):
+        stage.pytest("tests/docker", ["tests/docker"], 1200)
+
+
+def host(stage: Stage) -> None:
+    """A scenario of molecule on a host of the test bed; its tests are counted one by one."""
+    if not machine(stage):
+        return
+    command = [BIN / "molecule", "--base-config", ".config/molecule/config.yml"]
+    argv = [*command, "test", "--scenario-name", stage.name]
+    env = {"MOLECULE_COMMAND_BORDERS": "false", "ANSIBLE_HOME": str(WORK / "test" / stage.name)}
+    shutil.rmtree(env["ANSIBLE_HOME"], ignore_errors=True)
+    try:
+        code, output, seconds = stage.run("molecule test", argv, 1500, **env)
+    finally:
+        # Also when the run was interrupted or took too long, and molecule could not do it.
+        name = "trtllm-test-%s" % stage.name
+        containers = ["%s-%s" % (name, part) for part in ("host", "repo", "registry")]
+        for argv in (["docker", "rm", "--force", "--volumes", *containers], ["docker", "network", "rm", name]):
+            subprocess.run(argv, env=environment(), capture_output=True, check=False)
+    counts = {
+        what: sum(int(number) for number in re.findall(r"(?m)^.*?(\d+) %s\b.* in [0-9.:]+s" % what, output))
+        for what in ("passed", "failed", "skipped")
+    }
+    steps = len(re.findall(r"Executed: Successful", output.partition("DETAILS")[0]))
+    failed = counts["failed"] or int(code != 0)
+    text = "\n" + output.rstrip() if failed else ""
+    head = "%s molecule test: %d steps, %d tests passed, %d failed (%.1f s)" % (
+        "FAILED  " if failed else "passed  ", steps, counts["passed"], failed, seconds,
+    )  # fmt: skip
+    stage.add(counts["passed"] + steps, failed, counts["skipped"], head + text)
 
 
 def installed(stage: Stage) -> None:
@@ -307,10 +370,17 @@ STAGES = {
         Stage("molecule", "check, converge, idempotence, verify, rollback, destroy", molecule),
         Stage("installed", "the collection built, installed and run by its names", installed),
         Stage("matrix", "the oldest and the newest ansible-core", matrix),
+        Stage("testbed", "images of the test hosts, of Debian's packages and PyPI's", testbed),
+        Stage("docker", "modules with the machine's Docker Engine", docker),
+        Stage("debian", "a host with apt and Docker: check, converge, idempotence, verify, reboot, faults", host),
+        Stage("redhat", "the same on a host with dnf", host),
     )
 }
 # What needs no server runs beside what does: a deployment waits for its server much of the time.
-LANES = (("demo", "triton", "molecule", "installed", "matrix"), ("lint", "unit", "sanity"))
+LANES = (
+    ("demo", "triton", "molecule", "installed", "matrix", "redhat"),
+    ("testbed", "lint", "unit", "sanity", "docker", "debian"),
+)
 
 PRINTING = threading.Lock()
 
@@ -360,6 +430,8 @@ def main() -> int:
         for thread in threads:
             thread.join()
         return 130
+    finally:
+        MACHINE.stop()
     done = [STAGES[name] for name in STAGES if name in wanted]
     passed, failed, skipped = (sum(getattr(stage, name) for stage in done) for name in ("passed", "failed", "skipped"))
     print("\n%d stages in %.0f s; the logs are in %s" % (len(done), time.monotonic() - begun, LOGS.relative_to(ROOT)))

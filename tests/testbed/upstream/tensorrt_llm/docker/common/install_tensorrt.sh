@@ -1,0 +1,4 @@
+#!/bin/bash
+# Stands for the download of TensorRT.
+set -e
+mkdir -p /usr/local/tensorrt/lib

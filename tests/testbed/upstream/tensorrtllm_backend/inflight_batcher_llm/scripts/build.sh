@@ -1,0 +1,5 @@
+#!/bin/bash
+# Stands for the build of the C++ backend.
+set -e
+mkdir -p build
+cp src/* build/

@@ -77,3 +77,5 @@ requirements:
 	@for name in lock demo dev core-2.16; do \
 		$(UV_COMPILE) --python-version 3.11 requirements/$$name.in --output-file requirements/$$name.txt || exit 1; done
 	@$(UV_COMPILE) --python-version 3.12 requirements/core-2.21.in --output-file requirements/core-2.21.txt
+	@$(UV_COMPILE) --universal --python-version 3.9 --no-emit-package numpy --no-emit-package python-rapidjson --no-emit-package ml-dtypes \
+		requirements/host.in --output-file roles/tensorrtllm_backend_build/files/host/requirements.txt

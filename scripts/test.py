@@ -351,6 +351,10 @@ def host(stage: Stage) -> None:
     stage.add(counts["passed"] + steps, failed, counts["skipped"], head + text)
 
 
+def hub(stage: Stage) -> None:
+    stage.pytest("tests/hub", ["tests/hub"], 900)
+
+
 def installed(stage: Stage) -> None:
     stage.pytest("tests/installed", ["tests/installed"], 600)
 
@@ -367,6 +371,7 @@ STAGES = {
         Stage("sanity", "ansible-test on a copy of the collection", sanity),
         Stage("demo", "make demo end to end, with tiny weights on spare ports", demo),
         Stage("triton", "every rendered config.pbtxt before the real Triton", triton),
+        Stage("hub", "weights from a hub on loopback, by the real client", hub),
         Stage("molecule", "check, converge, idempotence, verify, rollback, destroy", molecule),
         Stage("installed", "the collection built, installed and run by its names", installed),
         Stage("matrix", "the oldest and the newest ansible-core", matrix),
@@ -378,7 +383,7 @@ STAGES = {
 }
 # What needs no server runs beside what does: a deployment waits for its server much of the time.
 LANES = (
-    ("demo", "triton", "molecule", "installed", "matrix", "redhat"),
+    ("demo", "triton", "hub", "molecule", "installed", "matrix", "redhat"),
     ("testbed", "lint", "unit", "sanity", "docker", "debian"),
 )
 

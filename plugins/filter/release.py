@@ -203,7 +203,13 @@ def _container_problems(given: Mapping[str, Any]) -> list[str]:
     problems += _texts(
         "triton_serve_mpirun_arguments", given.get("mpirun_arguments") or [], list, "a list: write ['--oversubscribe']"
     )
-    problems += _texts("triton_serve_tmpfs", given.get("tmpfs") or {}, Mapping, "a dictionary: write {/tmp: options}")
+    tmpfs = given.get("tmpfs") or {}
+    problems += _texts("triton_serve_tmpfs", tmpfs, Mapping, "a dictionary: write {/tmp: options}")
+    if given.get("read_only") and isinstance(tmpfs, Mapping) and "/tmp" not in tmpfs:
+        problems.append(
+            "triton_serve_tmpfs has no /tmp, where mpirun, Triton and the health check write: add it, or set"
+            " triton_serve_read_only to false"
+        )
     return problems
 
 

@@ -61,6 +61,7 @@ class Settings:
     marker: str = api.MARKER
     dockerd: str = ""
     restart: str = "never"
+    start: bool = False
     backup: bool = True
     timeout: float = 60.0
     secret: bool = False
@@ -232,6 +233,30 @@ class Daemon:
         self.pending, self.process = None, api.process(self.settings.pid_file)
         self.info = self.engine.info()
 
+    def start(self, file: DaemonFile, changed: bool) -> None:
+        """Starts a dockerd that does not run, with the file that was just written."""
+        begun = time.time()
+        # Additions to its unit may be new.
+        api.run(["systemctl", "daemon-reload"])
+        api.run(["systemctl", "reset-failed", api.UNIT])
+        done = api.run(["systemctl", "start", api.UNIT], self.settings.timeout + 120)
+        if done.rc != 0:
+            why = hide_secrets(api.journal_error(begun) or done.said)
+            kept = "%s was left as it is" % file.path
+            if changed:
+                kept = "%s is as it was before, the refused one is %s" % (file.path, self._refuse(file, file.text))
+            raise EngineError("Docker Engine does not start: %s; %s: see 'journalctl -u docker'" % (why, kept))
+        self.engine.wait(self.settings.timeout)
+        self.process, self.info = api.process(self.settings.pid_file), self.engine.info()
+
+    def _refuse(self, file: DaemonFile, text: str | None) -> str:
+        """Puts the text of before back; where the refused one is kept."""
+        refused = "%s.refused" % file.path
+        with contextlib.suppress(OSError):
+            shutil.copy2(file.path, refused)
+        file.put_back(text)
+        return refused
+
     def _rescue(self, file: DaemonFile) -> str:
         copy = self.pending.before if self.pending is not None else api.UNKNOWN
         text: str | None = None
@@ -241,10 +266,7 @@ class Daemon:
                     text = stream.read()
         except OSError:
             return "%s was left as it is: see 'journalctl -u docker'" % file.path
-        refused = "%s.refused" % file.path
-        with contextlib.suppress(OSError):
-            shutil.copy2(file.path, refused)
-        file.put_back(text)
+        refused = self._refuse(file, text)
         api.run(["systemctl", "reset-failed", api.UNIT])
         done = api.run(["systemctl", "start", api.UNIT], self.settings.timeout + 120)
         state = "runs again" if done.rc == 0 else "does not start with that either: see 'journalctl -u docker'"
@@ -303,9 +325,13 @@ def _predict(result: Result, daemon: Daemon, settings: Settings) -> None:
     result.reloaded = result.action == RELOAD
     allowed = settings.restart == "now" or (settings.restart == "if_idle" and idle(daemon.info or {}))
     result.restarted = bool(result.reasons) and allowed and api.systemd()
-    result.changed = result.changed or result.reloaded or result.restarted
+    result.changed = result.changed or result.reloaded or result.restarted or _starts(daemon, settings)
     if result.restarted:
         result.reasons = []
+
+
+def _starts(daemon: Daemon, settings: Settings) -> bool:
+    return settings.start and daemon.process is None and api.systemd() and daemon.unit.exists
 
 
 def _write(result: Result, file: DaemonFile, daemon: Daemon, settings: Settings) -> None:
@@ -320,6 +346,10 @@ def _write(result: Result, file: DaemonFile, daemon: Daemon, settings: Settings)
 
 
 def _follow(result: Result, file: DaemonFile, daemon: Daemon, wanted: Mapping[str, Any], settings: Settings) -> None:
+    if _starts(daemon, settings):
+        daemon.start(file, result.changed)
+        result.changed = True
+        return
     if daemon.process is None or daemon.info is None:
         return
     if result.changed or result.keys[RELOAD]:

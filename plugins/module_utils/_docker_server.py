@@ -8,11 +8,12 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 from ansible_collections.trtllm.serving.plugins.module_utils import _containers
-from ansible_collections.trtllm.serving.plugins.module_utils._artifact import hand_over
+from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError, hand_over
 from ansible_collections.trtllm.serving.plugins.module_utils._containers import ContainerError
 from ansible_collections.trtllm.serving.plugins.module_utils._docker_spec import (
     GENERATION_LABEL,
@@ -152,6 +153,8 @@ class DockerServer(BaseServer):
         # Otherwise Docker would start again what ends by itself.
         self._call("cannot be updated", api.update_container, container, restart_policy={"Name": "no"})
         state, words = found.get("State") or {}, (found.get("Config") or {}).get("Cmd") or []
+        if state.get("Status") == "paused":
+            self._call("cannot be unpaused", api.unpause, container)
         if state.get("Status") == "running" and ":" in words and self._end_leader(container, timeout):
             # The other ranks have nothing to finish.
             timeout = 1
@@ -181,8 +184,9 @@ class DockerServer(BaseServer):
             partial = folder / ".triton-before.log.partial"
             partial.write_bytes(lines)
             partial.chmod(0o640)
+            with contextlib.suppress(ArtifactError):
+                hand_over(partial, self.home)
             partial.rename(folder / "triton-before.log")
-            hand_over(folder / "triton-before.log", self.home)
         except _containers.failures():
             # It only helps to understand; a full disk must not keep a server from being replaced.
             pass

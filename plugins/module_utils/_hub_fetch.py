@@ -215,11 +215,13 @@ class Hub:
             self.fetch(Path(self.request["directory"]), config)
         return {"commit": str(info.sha), "files": files}
 
+    def url(self, entry: dict[str, Any]) -> str:
+        revision = self.request["revision"]
+        return str(self.client.hf_hub_url(self.repository, entry["path"], revision=revision, endpoint=self.endpoint))
+
     def head(self, entry: dict[str, Any]) -> Any:
         """Where a file is, its size and hash. What the listing did not say is taken from here."""
-        url = self.client.hf_hub_url(
-            self.repository, entry["path"], revision=self.request["revision"], endpoint=self.endpoint
-        )
+        url = self.url(entry)
         found = self.client.get_hf_file_metadata(
             url, token=self.token or False, timeout=float(self.request["timeout_s"])
         )
@@ -299,14 +301,16 @@ class Hub:
                 found = self.head(entry)
                 headers = self.client.utils.build_hf_headers(token=self.token or False)
                 headers["Accept-Encoding"] = "identity"
-                if origin(found.location) != origin(self.endpoint):
+                # What the hub keeps by its other protocol has a plain address only at the end of a redirect.
+                where = self.url(entry) if found.xet_file_data is not None else found.location
+                if origin(where) != origin(self.endpoint):
                     # The token is for the hub, not for whoever keeps its files.
                     headers.pop("authorization", None)
                 part.seek(0, os.SEEK_END)
                 if self.request["xet"] and part.size == 0 and size:
                     self.by_xet(path, entry, part)
                     return
-                self.download.http_get(found.location, part, resume_size=part.size, headers=headers, expected_size=size)
+                self.download.http_get(where, part, resume_size=part.size, headers=headers, expected_size=size)
 
             if part.size < size or size == 0:
                 self.patiently(entry["path"], attempt, lambda: part.size)

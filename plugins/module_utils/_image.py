@@ -246,7 +246,7 @@ def built(work: Work, reference: Reference) -> Any | None:
     try:
         _answer(work, image, str(reference))
     except BaseException:
-        _image_build.forget(work.client, plan.partial)
+        _image_build.forget_quietly(work.client, plan.partial)
         raise
     _image_build.name_it(work.client, plan, image)
     return image

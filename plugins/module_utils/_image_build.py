@@ -14,7 +14,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,7 +234,7 @@ def build(
     }
     names = [*plan.arguments, *(name for pair in proxies for name in (pair.lower(), pair.upper()))]
     argv = [
-        docker.executable, "build", *(["--progress", "plain"] if buildkit else []),
+        docker.executable, "build", *(["--progress", "plain"] if buildkit else ["--force-rm"]),
         "--file", str(plan.dockerfile), "--tag", plan.partial,
         *(word for name, value in labels.items() for word in ("--label", f"{name}={value}")),
         # Without a value: docker takes it from the environment, which no process list shows.
@@ -245,10 +245,10 @@ def build(
     try:
         done = docker.runner.run(argv, log_file=docker.log, env=environment, timeout=timeout)
     except RunnerError as exc:
-        forget(client, plan.partial)
+        forget_quietly(client, plan.partial)
         raise type(exc)(f"building image {plan.reference}: {exc} (log {docker.log})") from exc
     if done.rc != 0:
-        forget(client, plan.partial)
+        forget_quietly(client, plan.partial)
         raise ImageError(build_failure(done.tail, done.rc, str(plan.reference), docker.log))
     image = find(client, plan.partial)
     if image is None:
@@ -271,6 +271,12 @@ def forget(client: Any, name: str) -> None:
         client.images.remove(name)
     except failures() as exc:
         raise ContainerError(explain(exc, f"image {name} cannot be removed")) from exc
+
+
+def forget_quietly(client: Any, name: str) -> None:
+    """The same after a failure, which must not be hidden by another."""
+    with suppress(ContainerError):
+        forget(client, name)
 
 
 # --- failures ---------------------------------------------------------------------------------------------------

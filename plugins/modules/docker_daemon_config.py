@@ -70,6 +70,11 @@ options:
     type: str
     choices: [never, if_idle, now]
     default: never
+  start:
+    description:
+      - Start an engine that does not run. One that does not start with the new file gets the old one back.
+    type: bool
+    default: false
   backup:
     description: Keep a copy of the file of before beside it, with the time in its name.
     type: bool
@@ -176,6 +181,7 @@ def main() -> None:
             no_proxy=dict(type="str", default=""),
             reasons=dict(type="list", elements="str", default=[]),
             restart=dict(type="str", default="never", choices=["never", "if_idle", "now"]),
+            start=dict(type="bool", default=False),
             backup=dict(type="bool", default=True),
             host=dict(type="str", default=""),
             pid_file=dict(type="path", default="/var/run/docker.pid"),
@@ -194,6 +200,7 @@ def main() -> None:
             marker=params["marker"],
             dockerd=params["executable"],
             restart=params["restart"],
+            start=params["start"],
             backup=params["backup"],
             timeout=params["timeout"],
             secret="@" in params["http_proxy"] + params["https_proxy"],

@@ -88,7 +88,7 @@ def _local(docker_client: Any, python_image: str, tmp_path: Path) -> Iterator[st
     (tmp_path / "context" / "root" / "blob").write_bytes(os.urandom(3_000_000))
     (tmp_path / "context" / "Dockerfile").write_text("FROM %s\nCOPY root /\n" % python_image)
     name = "trtllm-image-small:" + os.urandom(4).hex()
-    docker_client.images.build(path=str(tmp_path / "context"), tag=name)
+    docker_client.images.build(path=str(tmp_path / "context"), tag=name, rm=True, forcerm=True)
     yield name
     with contextlib.suppress(docker.errors.ImageNotFound):
         docker_client.images.remove(name, force=True)
@@ -131,7 +131,7 @@ def test_a_tag_that_moved(image: Run, docker_client: Any, registry: Any, small: 
     tagged = "%s/%s:1" % (registry.address, name)
     first = image(image=tagged)
     (tmp_path / "context" / "Dockerfile").write_text("FROM %s\nLABEL newer=1\n" % tagged)
-    newer, _log = docker_client.images.build(path=str(tmp_path / "context"))
+    newer, _log = docker_client.images.build(path=str(tmp_path / "context"), rm=True, forcerm=True)
     registry.push(newer.id, name + ":1")
     docker_client.images.get(first["image_id"]).tag(tagged)
     assert image(image=tagged)["image_id"] == first["image_id"], "the tag is trusted while the image is there"

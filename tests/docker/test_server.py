@@ -230,6 +230,8 @@ def test_a_model_that_crashed_is_seen_by_the_health_check(host: Host) -> None:
     wait_for(lambda: host.inspect()["State"]["Health"]["Status"] == "healthy", "never healthy")
     os.kill(host.processes("triton_python_backend_stub .*/tensorrt_llm_bls/")[0], signal.SIGKILL)
     wait_for(lambda: host.inspect()["RestartCount"] > count, "not started again")
+    log = host.client.api.logs(NAME).decode()
+    assert re.search(r"health check: HTTP 400 .*is not healthy", log) and "health check: ending the main process" in log
     wait_for(host.answers, "no token after the restart")
 
 

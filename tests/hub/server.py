@@ -199,6 +199,7 @@ class Hub:
         self.unexpected: list[str] = []
         self.lock = threading.Lock()
         self.bytes_per_s = 0
+        self.xet = True
         self.stalled, self.resume = threading.Event(), threading.Event()
         self.servers = [self._serve("hub", port), self._serve("storage", storage_port)]
         self.url, self.storage_url = ("http://127.0.0.1:%d" % server.server_address[1] for server in self.servers)
@@ -289,6 +290,11 @@ class Hub:
             headers["X-Linked-Size"] = str(len(file.data))
             if file.large:
                 headers["Location"] = "%s/lfs/%s?%s" % (self.storage_url, file.sha256, SIGNATURE)
+                if self.xet:
+                    # As the hub does for what it also keeps by its own protocol.
+                    headers["X-Xet-Hash"] = file.sha256[::-1]
+                    route = "%s/api/models/%s/xet-read-token/%s" % (self.url, found[1], repository.commit)
+                    headers["Link"] = '<%s>; rel="xet-auth"' % route
                 handler.send(302, b"", headers)
             else:
                 name = urllib.parse.quote(file.path)

@@ -54,6 +54,7 @@ def test_only_what_is_needed_and_only_once(site: Site) -> None:
     first = site.whole(site.run())
     assert first["changed"] and first["identity"]["name"] == NAME and first["identity"]["revision"] == site.commit
     assert sorted(site.gets()) == [(FIRST, ""), (SECOND, "")]
+    assert len([path for path, _range in site.gets("hub") if "/resolve/" in path]) == 2
     # The identity is that of the same files in any directory.
     assert identify(site.model, site.tmp, name=NAME, revision=site.commit)["files"].items() >= (
         first["identity"]["files"].items()
@@ -261,7 +262,15 @@ def test_another_model_is_noticed_before_its_weights_come(site: Site, hub: Hub) 
     assert site.gets() == [] and list((site.home / "weights").iterdir()) == []
 
 
+def test_storage_by_a_redirect_or_by_its_address(site: Site) -> None:
+    site.hub.xet = False
+    site.whole(site.run())
+    assert [path for path, _range in site.gets("hub") if "/resolve/" in path] == []
+    assert sorted(name for name, _range in site.gets()) == SHARDS
+
+
 def test_xet_where_the_hub_has_none(site: Site) -> None:
+    site.hub.xet = False
     site.whole(site.run(xet=True))
     assert sorted(name for name, _range in site.gets()) == SHARDS
 

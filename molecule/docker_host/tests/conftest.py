@@ -66,6 +66,10 @@ class Recap:
         assert self.returncode == 0, self.output
         return self
 
+    def unchanged(self) -> Recap:
+        assert self.succeeded().counts.get("changed") == 0, self.output
+        return self
+
     def failed(self, *said: str) -> Recap:
         """Failed, and each text is in what it says."""
         assert self.returncode not in (0, 4), self.output

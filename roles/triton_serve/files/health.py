@@ -32,6 +32,18 @@ SMI_TIMEOUT = 10
 # Seconds that the main process is left to end: mpirun takes ten of them.
 GRACE = 15
 INIT = 1
+# Where the container's log comes from.
+LOG = "/proc/1/fd/1"
+
+
+def say(text: str) -> None:
+    """For whoever inspects the container's health, and into its log, which outlives the next start."""
+    print(text, flush=True)
+    try:
+        with open(LOG, "w", encoding="utf-8") as stream:
+            stream.write("%s health check: %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%S%z"), text))
+    except OSError:
+        pass
 
 
 def started(pid: int) -> str:
@@ -150,11 +162,11 @@ def end(state: dict, allowed: int) -> None:
     state.setdefault("asked", time.monotonic())
     save_state(state)
     if asked is not None and time.monotonic() - asked > GRACE:
-        print("ending every process with force, so that the container is started again", flush=True)
+        say("ending every process with force, so that the container is started again")
         # All but the container's init, which then ends too.
         os.kill(-1, signal.SIGKILL)
     elif asked is None:
-        print("ending the main process, so that the container is started again", flush=True)
+        say("ending the main process, so that the container is started again")
         os.kill(INIT, signal.SIGTERM)
 
 
@@ -165,7 +177,10 @@ def check(launch: dict) -> int:
     if not wrong:
         print("a token came")
         return 0
-    print("%s (%d in a row, %d end the server)" % (wrong, state["failures"], int(launch["probe"]["failures"])))
+    if state["ready"] or state["failures"]:
+        say("%s (%d in a row, %d end the server)" % (wrong, state["failures"], int(launch["probe"]["failures"])))
+    else:
+        print(wrong)
     end(state, int(launch["probe"]["failures"]))
     return 1
 

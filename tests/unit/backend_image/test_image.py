@@ -453,6 +453,8 @@ def test_buildkit(
     made = provide(**building, buildkit=option)
     words, env = tools.builds[0]
     assert env["DOCKER_BUILDKIT"] == ("1" if said == "1" else "0") and ("--progress" in words) == (said == "1")
+    # The legacy builder would leave the container of a step that fails.
+    assert ("--force-rm" in words) == (said != "1")
     assert bool(made.get("warnings")) == (said == "warning")
 
 
@@ -476,6 +478,18 @@ def test_an_image_of_another_version_does_not_get_the_name(
     with pytest.raises(ImageError, match=r"holds TensorRT-LLM 0\.13\.0, and the release is 0\.12\.0"):
         provide(**building)
     assert engine.all == [old]
+
+
+def test_a_failure_is_not_hidden_by_the_next(
+    engine: Engine, provide: Provide, tools: Tools, building: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def conflict(name: str) -> None:
+        raise docker.errors.APIError("conflict: image is being used")
+
+    tools.holds = {**HOLDS, "tritonserver": ""}
+    monkeypatch.setattr(engine, "remove", conflict)
+    with pytest.raises(ImageError, match="has no tritonserver"):
+        provide(**building)
 
 
 def test_pointers_stop_the_build(provide: Provide, tools: Tools, building: dict[str, Any], engine: Engine) -> None:

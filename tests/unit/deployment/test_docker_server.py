@@ -116,7 +116,11 @@ class Engine:
         self.calls.append(("update", changes["restart_policy"]["Name"]))
         self.made[container]["HostConfig"]["RestartPolicy"] = changes["restart_policy"]
 
+    def unpause(self, container: str) -> None:
+        self.made[container]["State"]["Status"] = "running"
+
     def stop(self, container: str, timeout: int) -> None:
+        assert self.made[container]["State"]["Status"] != "paused", "an engine stops no paused container"
         self.calls.append(("stop", timeout))
         self.made[container]["State"] = {"Status": "exited", "ExitCode": 0}
 
@@ -290,6 +294,13 @@ def test_a_dead_container_is_only_removed(server: DockerServer, engine: Engine) 
     engine.made[NAME]["State"]["Status"] = "exited"
     engine.calls.clear()
     assert server.stop(60) and engine.calls == [("remove", NAME)]
+
+
+def test_a_paused_container_is_stopped_too(server: DockerServer, engine: Engine) -> None:
+    one = serve(server)
+    engine.made[NAME]["State"]["Status"] = "paused"
+    assert server.running() is None and "does not run (paused)" in server.trouble(one)
+    assert server.stop(60) and not engine.made
 
 
 def test_a_container_under_an_earlier_name_is_replaced(server: DockerServer, engine: Engine) -> None:

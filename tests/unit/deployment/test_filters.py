@@ -133,6 +133,7 @@ CONTAINER = {
         ({"gpus": "first"}, "triton_serve_gpus: gpus 'first' names no GPU"),
         ({"mpirun_arguments": "--x"}, "triton_serve_mpirun_arguments '--x' is not a list"),
         ({"tmpfs": ["/tmp"]}, "triton_serve_tmpfs ['/tmp'] is not a dictionary"),
+        ({"tmpfs": {"/var/tmp": "rw"}, "read_only": True}, "triton_serve_tmpfs has no /tmp"),
     ],
 )
 def test_container_settings_that_cannot_be(given: dict[str, Any], named: str) -> None:

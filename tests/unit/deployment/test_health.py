@@ -62,6 +62,7 @@ def _health(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.STATE = tmp_path / "state.json"
+    module.LOG = str(tmp_path / "log")
     module.killed = []
     monkeypatch.setattr(module.os, "kill", lambda pid, number: module.killed.append((pid, number)))
     return module
@@ -89,6 +90,8 @@ def test_the_main_process_is_ended_after_failures_in_a_row(
     assert health.check(launch) == 1 and health.killed == []
     assert health.check(launch) == 1 and health.killed == [(1, signal.SIGTERM)]
     assert "exactly 1 response" in capsys.readouterr().out
+    log = Path(health.LOG).read_text()
+    assert "health check: " in log and "ending the main process" in log
     assert health.check(launch) == 1 and len(health.killed) == 1, "it is left the time to end"
     state = json.loads(health.STATE.read_text())
     health.STATE.write_text(json.dumps({**state, "asked": state["asked"] - health.GRACE - 1}))

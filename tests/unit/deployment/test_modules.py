@@ -82,6 +82,7 @@ def test_a_hand_edit_is_shown_and_put_back(module: Run, args: dict[str, Any], tm
     seen = module("triton_generation", check=True, **args)
     assert seen["changed"] and seen["repaired"] == ["model_repo/preprocessing/config.pbtxt"] and not seen["in_place"]
     assert [Path(each["before_header"]) for each in seen["diff"]] == [edited]
+    assert seen["reason"] == "changed by hand: model_repo/preprocessing/config.pbtxt" and not seen["serving"]
     assert "by hand" in edited.read_text()
     assert module("triton_generation", **args)["repaired"] == seen["repaired"]
     assert edited.read_text() == good

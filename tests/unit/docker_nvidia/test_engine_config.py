@@ -219,6 +219,24 @@ def test_an_engine_that_does_not_come_up_gets_its_old_file_back(bench: Bench) ->
     assert ["systemctl", "start", "docker.service"] in bench.commands
 
 
+def test_an_engine_that_does_not_run_is_started_where_that_is_asked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.systemd()
+    monkeypatch.setattr(api, "unit", lambda: api.Unit(("/usr/bin/dockerd",), True, False, True))
+    text = bench.write({"a": 1})
+    monkeypatch.setattr(api, "process", lambda path: None)
+    assert bench.apply({"a": 1}, check=True, start=True).changed and not bench.apply({"a": 1}).changed
+    assert bench.apply({"a": 1}, start=True).changed
+    assert ["systemctl", "start", "docker.service"] in bench.commands
+    bench.fails = {"systemctl start"}
+    with pytest.raises(EngineError) as caught:
+        bench.apply(LOGS, start=True)
+    for named in ("does not start: failed to start daemon: bad", "as it was before", ".refused"):
+        assert named in str(caught.value)
+    assert bench.file.read_text() == text
+
+
 def test_without_systemd_a_restart_is_somebody_elses(bench: Bench) -> None:
     bench.write({})
     assert bench.apply(LOGS, restart="if_idle").reasons

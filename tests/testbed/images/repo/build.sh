@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # The repositories: docker-ce and its parts made of Debian's own Docker, so that what a role installs from here really
 # runs; the NVIDIA Container Toolkit made of the stand-ins; and a base repository for the RPM family.
 #
@@ -52,8 +52,10 @@ cp -a x/containerd/. x/runc/. t/containerd.io/
 printf 'disabled_plugins = ["cri"]\n' > t/containerd.io/etc/containerd/config.toml
 find t -name '*.service' -o -name '*.socket' | grep -q docker.socket
 mkdir -p t/toolkit/usr/bin t/toolkit-base/usr/bin t/toolkit-base/etc/nvidia-container-runtime t/tools/usr/bin
-install -m 755 /toolkit/nvidia-container-runtime-hook t/toolkit/usr/bin/
-install -m 755 /toolkit/nvidia-ctk /toolkit/nvidia-container-runtime t/toolkit-base/usr/bin/
+program() { { echo '#!/usr/bin/python3'; cat "/toolkit/${1##*/}"; } > "t/$1" && chmod 755 "t/$1"; }
+program toolkit/usr/bin/nvidia-container-runtime-hook
+program toolkit-base/usr/bin/nvidia-ctk
+program toolkit-base/usr/bin/nvidia-container-runtime
 printf '[nvidia-container-cli]\nload-kmods = true\n\n[nvidia-container-runtime]\nmode = "auto"\nruntimes = ["docker-runc", "runc", "crun"]\n' \
     > t/toolkit-base/etc/nvidia-container-runtime/config.toml
 printf '#!/bin/sh\nprintf "cli-version: %s\\nlib-version: %s\\n"\n' $toolkit $toolkit > t/tools/usr/bin/nvidia-container-cli

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # As the vendor's: a banner on stdout, whatever is run, and then that.
 cat <<'BANNER'
 

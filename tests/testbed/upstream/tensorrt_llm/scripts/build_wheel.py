@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Stands for the build of TensorRT-LLM's wheel: refuses what the linker would, then installs the reference tools."""
 
 import argparse

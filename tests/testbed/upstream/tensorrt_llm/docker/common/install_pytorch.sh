@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Upstream's argument and its values. A build from source takes long: here as long as a test needs.
 set -e
 case "$1" in

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Stands for the download of TensorRT.
 set -e
 mkdir -p /usr/local/tensorrt/lib

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Stands for the build of the C++ backend.
 set -e
 mkdir -p build

@@ -22,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT / "molecule" / "docker_host"
+REFERENCE = ROOT / "roles" / "tensorrtllm_backend_build" / "files" / "reference"
 NAME = "trtllm-bench"
 # Keys of a host that lives for minutes are nobody's business; one connection serves a whole run, as for other hosts.
 SSH = (
@@ -54,6 +55,16 @@ def unavailable() -> str:
     if done.returncode != 0 or not done.stdout.strip():
         said = (done.stderr.strip() or "no answer").splitlines()[-1]
         return "Docker Engine does not answer (%s): start it" % said
+    return ""
+
+
+def with_numpy(work: Path) -> str:
+    """A Python that can generate weights: this one, or that of an environment which was made before; empty if none."""
+    found = [sys.executable, *(str(work / name / "venv/bin/python") for name in ("tiny", "demo"))]
+    for python in [*found, str(ROOT / ".work/dev/bin/python")]:
+        asked = [python, "-c", "import numpy"]
+        if os.access(python, os.X_OK) and subprocess.run(asked, capture_output=True, check=False).returncode == 0:
+            return python
     return ""
 
 
@@ -99,6 +110,11 @@ def made(work: Path, play: Play) -> Iterator[Host]:
     host.shared("destroy")
     try:
         host.shared("create")
+        # What prepare finds there it does not make itself, with a Python that may not be able to.
+        generator = REFERENCE / "tools" / "generate_tiny.py"
+        argv = [with_numpy(work), str(generator), "--output_dir=%s" % (host.folder / "weights")]
+        if not (host.folder / "weights" / "config.json").is_file():
+            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
         host.shared("prepare")
         yield host
     finally:
@@ -174,4 +190,6 @@ def against_tutorial(work: Path, repeats: int, play: Play) -> list[str]:
 
 def rows(work: Path, repeats: int, play: Play) -> list[str]:
     why = unavailable()
+    if not why and not with_numpy(work):
+        why = "no Python with numpy for its weights: run it without --only-docker"
     return ["| Docker host | skipped: %s |" % why] if why else against_tutorial(work, repeats, play)

@@ -118,7 +118,7 @@ class Style:
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
+        names = [pair[0] for pair in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ConfigError("key %s is there twice" % ", ".join(repr(name) for name in twice))
     return result
@@ -224,7 +224,7 @@ def flag_keys(argv: Iterable[str]) -> dict[str, str]:
     while words:
         word = words.pop(0)
         if word.startswith("--"):
-            name, equals, _ = word[2:].partition("=")
+            name, equals = word[2:].partition("=")[:2]
             found[_FLAG_KEYS.get(name, name)] = word
             if not equals and words and not words[0].startswith("-"):
                 found[_FLAG_KEYS.get(name, name)] += " " + words.pop(0)

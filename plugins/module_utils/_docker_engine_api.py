@@ -209,7 +209,8 @@ def unit(name: str = UNIT) -> Unit:
 
 
 def assignments_of(text: str) -> dict[str, str]:
-    return {name: value for name, _, value in (line.partition("=") for line in text.splitlines())}
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {pair[0]: pair[2] for pair in pairs}
 
 
 def command_line(running: Process | None, loaded: Unit) -> list[str]:

@@ -136,7 +136,7 @@ class Host:
             if len(fields) > 4 and fields[4] == "/":
                 device = fields[2]
         name = os.path.basename(os.path.realpath(str(self.path("/sys/dev/block/" + device)))) if device else ""
-        for _ in range(8):
+        for _step in range(8):
             below = self.names("/sys/class/block/%s/slaves" % name) if name else []
             if not below:
                 break

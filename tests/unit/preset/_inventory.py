@@ -51,7 +51,7 @@ MADE: dict[str, Any] = {
 
 
 def environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "TRTLLM_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "TRTLLM_", "HF_"))}
     return {**kept, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(folder), "ANSIBLE_LOCALHOST_WARNING": "false"}
 
 

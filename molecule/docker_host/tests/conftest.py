@@ -83,6 +83,8 @@ class Recap:
 class Playbooks:
     """Runs playbooks with the scenario's inventory."""
 
+    ephemeral = EPHEMERAL
+
     def argv(self, name: str, *arguments: str, **variables: Any) -> list[str]:
         extra = ["--extra-vars", json.dumps(variables)] if variables else []
         inventories = ["--inventory=%s" % path for path in INVENTORIES]

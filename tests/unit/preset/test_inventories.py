@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -43,12 +44,30 @@ def test_validate_passes_and_contacts_no_host(tmp_path_factory: pytest.TempPathF
     assert counts and all(int(count) for count in counts), done.stdout
 
 
-def test_validate_refuses_what_cannot_be(tmp_path_factory: pytest.TempPathFactory) -> None:
+REFUSED = (
+    (
+        {"mixtral_engine_convert_options": {"weight_only_precision": "int3"}},
+        "'weight_only_precision': 'int3' is not allowed, give one of int8, int4",
+    ),
+    ({"docker_nvidia_data_root": "nvme"}, "docker_nvidia_data_root 'nvme' is not an absolute path: write it from /"),
+    ({"docker_nvidia_mirror": "mirror:80"}, "docker_nvidia_mirror 'mirror:80' is not a URL: begin it with http://"),
+    ({"docker_nvidia_docker_source": "none"}, "needs Docker Engine, and docker_nvidia_docker_source is none: set it to"),
+    (
+        {"docker_nvidia_docker_source": "existing", "docker_nvidia_engine_version": "28.2.2"},
+        "docker_nvidia_engine_version '28.2.2' pins a package, and with docker_nvidia_docker_source existing none is",
+    ),
+)
+
+
+@pytest.mark.parametrize(("variables", "said"), REFUSED)
+def test_validate_refuses_what_cannot_be(
+    tmp_path_factory: pytest.TempPathFactory, variables: dict[str, Any], said: str
+) -> None:
     """The test above would also pass if nothing were judged."""
-    told = ("-e", '{"mixtral_engine_convert_options": {"weight_only_precision": "int3"}}', "--limit", "gpu4-1")
+    told = ("-e", json.dumps(variables), "--limit", "gpu4-1")
     done = _inventory.playbook(tmp_path_factory.mktemp("home"), EXAMPLE, "playbooks/validate.yml", *told)
     assert done.returncode != 0
-    assert "'weight_only_precision': 'int3' is not allowed, give one of int8, int4" in done.stdout
+    assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("inventory", INVENTORIES)

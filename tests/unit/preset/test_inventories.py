@@ -51,7 +51,7 @@ REFUSED = (
     ),
     ({"docker_nvidia_data_root": "nvme"}, "docker_nvidia_data_root 'nvme' is not an absolute path: write it from /"),
     ({"docker_nvidia_mirror": "mirror:80"}, "docker_nvidia_mirror 'mirror:80' is not a URL: begin it with http://"),
-    ({"docker_nvidia_docker_source": "none"}, "needs Docker Engine, and docker_nvidia_docker_source is none: set it to"),
+    ({"docker_nvidia_docker_source": "none"}, "needs Docker Engine, and docker_nvidia_docker_source is none"),
     (
         {"docker_nvidia_docker_source": "existing", "docker_nvidia_engine_version": "28.2.2"},
         "docker_nvidia_engine_version '28.2.2' pins a package, and with docker_nvidia_docker_source existing none is",

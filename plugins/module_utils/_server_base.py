@@ -29,8 +29,6 @@ OWN = (
 )  # fmt: skip
 
 
-
-
 class ServerError(Exception):
     """One line that says what is wrong and what to do."""
 

@@ -31,3 +31,9 @@ def test_reboot(host: Any, outside: Any, server: Any) -> None:
 
 def test_nothing_to_do_after_the_reboot(playbooks: Any) -> None:
     playbooks.run("site", "--diff").unchanged()
+
+
+def test_prepare_alone_makes_the_same_engine(playbooks: Any, host: Any) -> None:
+    before = host.check_output("ls /opt/trtllm/engines")
+    playbooks.run("prepare").unchanged()
+    assert host.check_output("ls /opt/trtllm/engines") == before

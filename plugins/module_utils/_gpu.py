@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 import time
-import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, List, Optional, Sequence
+from xml.etree import ElementTree
 
 from ansible_collections.trtllm.serving.plugins.module_utils._gpu_models import compute_capability
 from ansible_collections.trtllm.serving.plugins.module_utils._gpu_smi import (

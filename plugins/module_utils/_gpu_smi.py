@@ -134,7 +134,8 @@ def ask(argv: Sequence[str], timeout: float, longest: int = LONGEST_LOG) -> Tupl
         )
     except OSError as exc:
         return 127, "%s: %s" % (argv[0], exc.strerror or exc)
-    assert process.stdout is not None
+    if process.stdout is None:
+        raise AssertionError("the process was started with a pipe")
     deadline = time.monotonic() + timeout
     parts: List[bytes] = []
     size = 0

@@ -275,7 +275,7 @@ class ContainerRunner:
         events = self.client.events(
             since=began, until=int(time.time()) + 1, filters={"container": container.id}, decode=True
         )
-        return {str(event.get("Action", "")).split(":")[0] for event in events}
+        return {str(event.get("Action", "")).split(":", maxsplit=1)[0] for event in events}
 
     def _check(self, deadline: float | None, timeout: float | None) -> None:
         if self.cancellation is not None:

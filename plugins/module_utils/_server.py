@@ -81,7 +81,6 @@ class Server(BaseServer):
         generation = self.started().get("generation")
         return generation if isinstance(generation, str) else None
 
-
     def stop(self, timeout: float) -> bool:
         """Ends supervisor and server; whether there was anything to end."""
         pids = [pid for pid in (self.supervisor_pid(), self.server_pid()) if pid is not None]

@@ -25,7 +25,8 @@ from ansible_collections.trtllm.serving.plugins.module_utils._runner_settings im
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "modules"))
 pytest.register_assert_rewrite("runner_behaviour")
 
-from runner_behaviour import *  # noqa: F403 - the tests themselves
+# The tests themselves, which are the same for both runners.
+from runner_behaviour import *  # noqa: F403 # pylint: disable=wildcard-import,unused-wildcard-import
 from runner_behaviour import SLEEP, run
 
 SERVICE = 1234

@@ -25,7 +25,8 @@ UNIT = Path(__file__).resolve().parents[1] / "unit" / "modules"
 sys.path.insert(0, str(UNIT))
 pytest.register_assert_rewrite("tool_behaviour")
 
-from tool_behaviour import *  # noqa: F403 - the tests themselves
+# The tests themselves, which are the same for both runners.
+from tool_behaviour import *  # noqa: F403 # pylint: disable=wildcard-import,unused-wildcard-import
 
 _spec = importlib.util.spec_from_file_location("trtllm_unit_modules_conftest", UNIT / "conftest.py")
 assert _spec is not None and _spec.loader is not None

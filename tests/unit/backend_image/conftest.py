@@ -120,9 +120,9 @@ class Engine:
 
     def pull(self, name: str, tag: str, stream: bool, decode: bool, auth_config: Any) -> Iterable[Any]:
         self.pulls.append((name, tag, auth_config))
-        answer = self.answers.pop(0) if self.answers else [{"status": "Pulling", "id": "layer"}]
+        answer: Any = self.answers.pop(0) if self.answers else [{"status": "Pulling", "id": "layer"}]
         if isinstance(answer, BaseException):
-            raise answer
+            raise answer  # pylint: disable=raising-bad-type
         full = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}"
         if not any("error" in event for event in answer):
             found = self.registry.get(full)

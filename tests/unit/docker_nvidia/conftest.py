@@ -103,7 +103,7 @@ class Recorded:
 @pytest.fixture(name="host")
 def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     monkeypatch.setattr(api, "systemd", lambda: True)
-    monkeypatch.setattr(api, "unit", lambda: api.Unit())
+    monkeypatch.setattr(api, "unit", api.Unit)
     monkeypatch.setattr(api, "process", lambda path=api.PID_FILE: None)
     host = Recorded(tmp_path / "root")
     host.system("ol9")

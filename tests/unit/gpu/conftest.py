@@ -115,10 +115,13 @@ def _docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Docker]
         daemon_threads = True
 
     monkeypatch.setenv("DOCKER_HOST", "unix://%s" % docker.path)
-    with Server(str(docker.path), Handler) as server:
+    server = Server(str(docker.path), Handler)
+    try:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield docker
         server.shutdown()
+    finally:
+        server.server_close()
 
 
 Run = Callable[..., dict[str, Any]]

@@ -88,6 +88,7 @@ def test_kinds(error: Exception, kind: str) -> None:
 
 
 def test_cause_counts_too() -> None:
+    found = None
     try:
         try:
             raise Answered(403, "GatedRepo")
@@ -95,6 +96,7 @@ def test_cause_counts_too() -> None:
             raise ValueError("not on the disk") from cause
     except ValueError as error:
         found = classify(error, HUB)
+    assert found is not None
     assert (found.kind, found.status, found.where) == ("gated", 403, "https://hub/x")
 
 

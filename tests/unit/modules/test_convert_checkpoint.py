@@ -19,7 +19,8 @@ from ansible_collections.trtllm.serving.plugins.module_utils._tool_module import
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("tool_behaviour")
 
-from tool_behaviour import *  # noqa: F403 - the tests themselves
+# The tests themselves, which are the same for both runners.
+from tool_behaviour import *  # noqa: F403 # pylint: disable=wildcard-import,unused-wildcard-import
 
 
 def test_made_once(site: Any, cancellation: Any) -> None:

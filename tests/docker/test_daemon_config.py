@@ -59,7 +59,8 @@ class Dockerd:
         with (self.path / "log").open("ab") as log:
             self.running = subprocess.Popen(
                 # In a network of its own: a second engine would take docker0 away from the machine's.
-                ["unshare", "--net", "--", str(DOCKERD), "--data-root", str(self.path / "data"), "--exec-root", str(self.path / "run"),
+                ["unshare", "--net", "--", str(DOCKERD),
+                 "--data-root", str(self.path / "data"), "--exec-root", str(self.path / "run"),
                  "--pidfile", str(self.path / "pid"), "--host", "unix://%s" % (self.path / "sock"),
                  "--config-file", str(self.config), "--bridge=none", "--iptables=false", "--ip6tables=false",
                  *self.options],

@@ -68,7 +68,7 @@ class Machine:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for argv in (
             ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *packages],
+            ["apt-get", "install", "-qq", "-y", *packages],
         ):
             with self.log.open("ab") as stream:
                 done = subprocess.run(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -116,6 +117,13 @@ class Host:
         address = "http://127.0.0.1:%d/v2/models/%s/generate" % (self.http_port, model)
         with urllib.request.urlopen(address, data=json.dumps(body).encode(), timeout=60) as answer:
             return str(json.loads(answer.read())["text_output"])
+
+    def stream(self, tokens: int) -> Iterator[bytes]:
+        """Events with tokens, as they come; an error when the stream is cut."""
+        body = {"text_input": "x", "max_tokens": tokens, "bad_words": "", "stop_words": "", "stream": True}
+        address = "http://127.0.0.1:%d/v2/models/ensemble/generate_stream" % self.http_port
+        with urllib.request.urlopen(address, data=json.dumps(body).encode(), timeout=60) as answer:
+            yield from (line for line in answer if line.startswith(b"data:"))
 
     def answers(self) -> bool:
         try:
@@ -288,27 +296,35 @@ def test_requests_are_finished_before_a_switch_and_rollback_restores(host: Host)
     first = host.generation()
     spec = host.inspect()["HostConfig"]
     failed: list[str] = []
-    answered: list[str] = []
+    finished: list[tuple[float, float]] = []
+    play = threading.Thread(target=lambda: host.serve(triton_serve_max_batch_size=4, triton_serve_memory="4g"))
 
     def ask() -> None:
-        try:
-            answered.append(host.ask(tokens=400))
-        except urllib.error.URLError as exc:
-            # Nothing listens any more: this one had not begun.
-            if not isinstance(exc.reason, ConnectionRefusedError):
-                failed.append(repr(exc))
-        except (OSError, ValueError, KeyError) as exc:
-            failed.append(repr(exc))
+        while play.is_alive():
+            begun = 0.0
+            try:
+                for line in host.stream(tokens=200):
+                    begun = begun or time.monotonic()
+                    if b'"error"' in line:
+                        raise ValueError(line)
+            except (OSError, ValueError, http.client.HTTPException) as exc:
+                # Without a token it had not begun: between two servers nobody answers.
+                if begun:
+                    failed.append(repr(exc))
+                play.join(0.05)
+            else:
+                finished.append((begun, time.monotonic()))
 
-    threads = [threading.Thread(target=ask) for _each in range(24)]
-    play = threading.Thread(target=lambda: host.serve(triton_serve_max_batch_size=4, triton_serve_memory="4g"))
+    threads = [threading.Thread(target=ask) for _each in range(6)]
     play.start()
-    wait_for(lambda: (host.home / "run" / "unproven.json").exists() or not play.is_alive(), "no switch")
     for each in threads:
         each.start()
-    for each in [*threads, play]:
+    wait_for(lambda: (host.home / "run" / "unproven.json").exists() or not play.is_alive(), "no switch")
+    switched = time.monotonic()
+    for each in [play, *threads]:
         each.join()
     assert failed == []
+    assert any(begun < switched < ended for begun, ended in finished), (switched, finished)
     assert host.generation() != first and host.inspect()["HostConfig"]["Memory"] == 4 << 30
     done = host.play("rollback")
     assert done.rc == 0, done.text

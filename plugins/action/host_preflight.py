@@ -5,34 +5,11 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
-import time
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.trtllm.serving.plugins.module_utils._lock import machine_id, pid_starttime
-
-
-def controller() -> dict[str, Any]:
-    """The process of this run. Actions run in workers, whose parent is ansible-playbook itself."""
-    pid = os.getppid()
-    started = pid_starttime(pid)
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "uid %d" % os.getuid()
-    host = machine_id()
-    return {
-        "run_id": "%s:%d:%s" % (host, pid, started),
-        "machine_id": host,
-        "pid": pid,
-        "starttime": started,
-        "who": "%s@%s" % (user, socket.gethostname()),
-        # The host compares its clock with this one.
-        "now": time.time(),
-    }
+from ansible_collections.trtllm.serving.plugins.module_utils._lease import RunLease
+from ansible_collections.trtllm.serving.plugins.plugin_utils._controller import controller
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -41,14 +18,26 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
-        result.update(
-            self._execute_module(
-                module_name="trtllm.serving.host_preflight",
-                module_args={
-                    **self._task.args,
-                    "run": {**controller(), "host": str((task_vars or {}).get("inventory_hostname") or "")},
-                },
-                task_vars=task_vars,
-            )
-        )
+        run = {**controller(), "host": str((task_vars or {}).get("inventory_hostname") or "")}
+        found = self._look(run, task_vars)
+        lease = _lease(found)
+        holder = lease.get("holder")
+        if lease.get("foreign") and isinstance(holder, dict) and RunLease.known_dead(holder):
+            # A run of this controller that was killed: here that can be seen, the host could only wait.
+            found = self._look({**run, "gone": str(holder.get("run_id") or "")}, task_vars)
+        result.update(found)
         return result
+
+    def _look(self, run: dict[str, Any], task_vars: dict[str, Any] | None) -> dict[str, Any]:
+        found: dict[str, Any] = self._execute_module(
+            module_name="trtllm.serving.host_preflight",
+            module_args={**self._task.args, "run": run},
+            task_vars=task_vars,
+        )
+        return found
+
+
+def _lease(found: dict[str, Any]) -> dict[str, Any]:
+    host = found.get("host")
+    lease = host.get("lease") if isinstance(host, dict) else None
+    return lease if isinstance(lease, dict) else {}

@@ -24,6 +24,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import existing_parent, free_bytes, owner_name
 from ansible_collections.trtllm.serving.plugins.module_utils._host_findings import Finding, conclude, from_lines
 from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
+from ansible_collections.trtllm.serving.plugins.module_utils._server_state import SLOTS
 
 # Triton's Python backend in the wheel has a process for each of these; 3.13 has no numpy below 2, which it needs.
 PYTHONS = ("3.12", "3.11", "3.10")
@@ -219,8 +220,8 @@ def port_owner(port: int) -> Optional[int]:
     return None
 
 
-def check_port(name: str, address: str, port: int, own: Optional[int]) -> List[str]:
-    """Whether a port can be listened on, or is already by our own server."""
+def check_port(name: str, address: str, port: int, *own: Optional[int]) -> List[str]:
+    """Whether a port can be listened on, or is already by one of our own servers."""
     try:
         family, kind, proto, _name, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
@@ -240,7 +241,7 @@ def check_port(name: str, address: str, port: int, own: Optional[int]) -> List[s
             if exc.errno != errno.EADDRINUSE:
                 return ["%s:%d (%s) cannot be listened on: %s" % (address, port, name, exc.strerror)]
     holder = port_owner(port)
-    if own is not None and holder == own:
+    if holder is not None and holder in own:
         return []
     who = "another process"
     if holder is not None:
@@ -284,7 +285,8 @@ def survey(
 ) -> Tuple[Dict[str, Any], List[Finding]]:
     """The record of a host that serves without containers, and everything found on it."""
     server = Server(Path(home))
-    own = server.server_pid()
+    # Of a surge that broke off there may be two.
+    own = [server.server_pid(slot) for slot in SLOTS]
     findings = from_lines("platform", check_platform())
     free = 0
     home_problems = check_home(home)
@@ -305,7 +307,7 @@ def survey(
     busy: List[str] = []
     for name, port in ports.items():
         # A wrong address is wrong for every port, and told once.
-        busy += [problem for problem in check_port(name, address, port, own) if problem not in busy]
+        busy += [problem for problem in check_port(name, address, port, *own) if problem not in busy]
     findings += from_lines("ports", busy)
     record = {
         "os": os_name(),

@@ -15,11 +15,13 @@ import re
 import shutil
 import urllib.parse
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 from ansible_collections.trtllm.serving.plugins.module_utils._docker_engine_api import SOCKET, EngineError
 from ansible_collections.trtllm.serving.plugins.module_utils._docker_engine_api import Engine as Api
 from ansible_collections.trtllm.serving.plugins.module_utils._host_findings import Finding, error, warning
+from ansible_collections.trtllm.serving.plugins.module_utils._server_state import active_slot
 
 # First engine with GPU requests.
 MINIMUM = (19, 3)
@@ -111,6 +113,9 @@ def _look(home: str, image: str, api: Api) -> Engine:
         if entry.get("State") == "running" and (entry.get("Labels") or {}).get(LABEL + ".role") == "server"
     ]
     names = [str(part.get("Name", "")) for part in version.get("Components") or []]
+    # Of two servers, as a surge has them, the one in the active slot is the host's.
+    slot = active_slot(Path(home))
+    active = [entry["Labels"] for entry in running if entry["Labels"].get(LABEL + ".slot", "a") == slot]
     return Engine(
         installed=True,
         name="Podman" if any("podman" in name.lower() for name in names) else "Docker",
@@ -130,7 +135,7 @@ def _look(home: str, image: str, api: Api) -> Engine:
                 if isinstance(port, dict) and port.get("PublicPort")
             }
         ),
-        generation=next((entry["Labels"].get(LABEL + ".generation") for entry in running), None),
+        generation=next((labels.get(LABEL + ".generation") for labels in active), None),
     )
 
 

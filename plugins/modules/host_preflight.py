@@ -18,8 +18,9 @@ description:
   - For O(runtime=docker) it looks at the operating system, the GPUs, their driver, kernel module, memory, health and
     processes, NVSwitches and the fabric manager, Docker Engine, the room for weights, checkpoint, engine and image, the
     memory, limits, the ports and the clock. It needs nothing but Python on the host.
-  - Takes the host's lease for this run, so that a second run at the same time is refused. The lease ends with the
-    run's C(ansible-playbook) process.
+  - Takes the host's lease for this run, unless a second run at the same time has it, which RV(host.lease) tells. The
+    lease ends with the run's C(ansible-playbook) process where that is on this host, and otherwise when nothing was
+    heard of the run for O(lease_ttl).
 extends_documentation_fragment:
   - trtllm.serving.attributes
 attributes:
@@ -167,6 +168,14 @@ options:
     description: Seconds that C(nvidia-smi) may take.
     type: int
     default: 60
+  lease_ttl:
+    description: Seconds that the lease counts after this run was last heard of on the host.
+    type: float
+    default: 900
+  take_over:
+    description: Whether the lease of another run that seems to live is taken all the same, with a warning.
+    type: bool
+    default: false
   run:
     description: Who runs this, filled in on the controller.
     type: dict
@@ -215,34 +224,83 @@ host:
       description: The errors, one line each.
       type: list
       elements: str
+    ready:
+      description: Whether a server process of the current generation runs.
+      type: bool
+    slot:
+      description: Place of the server on the host, V(a) or V(b); only a surge uses the second one.
+      type: str
+    unfinished:
+      description:
+        - Rollout of this host that was begun and not finished, with C(run), C(target) and C(since); null without one.
+      type: dict
+    staged:
+      description: Generation that was assembled last, with C(id) and C(since); null when there is none.
+      type: dict
+    generations:
+      description: Generations that are on the host, the one made last first.
+      type: list
+      elements: str
+    lease:
+      description:
+        - Whether this run has the host (C(held)) under which name (C(run_id)), or another one that seems to live
+          (C(foreign)), which C(message) names.
+      type: dict
 """
 
 import os
 import socket
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.trtllm.serving.plugins.module_utils._generation import STAGED, generations
 from ansible_collections.trtllm.serving.plugins.module_utils._host import survey
 from ansible_collections.trtllm.serving.plugins.module_utils._host_findings import Finding, conclude
-from ansible_collections.trtllm.serving.plugins.module_utils._lock import LockError, RunLease
+from ansible_collections.trtllm.serving.plugins.module_utils._lock import Locked, LockError, RunLease
+from ansible_collections.trtllm.serving.plugins.module_utils._server_state import active_slot, read_record, read_rollout
 
 
-def take_lease(home: str, run: Dict[str, Any], check_mode: bool) -> str:
-    """Takes the lease for this run where home exists already; what is in the way, or the empty string."""
-    lease = RunLease(home)
-    blocked = lease.blocked_by(str(run["run_id"]))
-    if blocked is not None:
-        return blocked
-    if not check_mode:
-        os.makedirs(home, mode=0o750, exist_ok=True)
-        lease.acquire(
-            str(run["run_id"]),
+def take_lease(params: Dict[str, Any], check_mode: bool) -> Tuple[Dict[str, Any], str]:
+    """What is known of the host's lease after this run tried to take it, and a warning; check mode only looks."""
+    run = params["run"]
+    lease, run_id, gone = RunLease(params["home"]), str(run["run_id"]), str(run.get("gone") or "")
+    blocked = lease.blocked_by(run_id, gone)
+    if check_mode or (blocked is not None and not params["take_over"]):
+        found = lease.read() if blocked is not None else {}
+        message = lease.holder(found) if found else ""
+        return {
+            "held": False, "run_id": run_id, "foreign": blocked is not None, "message": message, "holder": found,
+        }, ""  # fmt: skip
+    try:
+        os.makedirs(params["home"], mode=0o750, exist_ok=True)
+        replaced = lease.acquire(
+            run_id,
             controller_machine_id=str(run["machine_id"]),
             controller_pid=int(run["pid"]),
             controller_pid_starttime=run["starttime"],
+            controller_pid_namespace=str(run.get("namespace") or ""),
             who=str(run["who"]),
+            ttl=params["lease_ttl"],
+            take_over=params["take_over"],
+            gone=gone,
         )
-    return ""
+    except Locked as exc:
+        return {
+            "held": False, "run_id": run_id, "foreign": True, "message": lease.holder(exc.holder), "holder": exc.holder,
+        }, ""  # fmt: skip
+    warning = "taken over from another run that seems to live: %s" % lease.holder(replaced) if replaced else ""
+    return {"held": True, "run_id": run_id, "foreign": False, "message": ""}, warning
+
+
+def rollout_state(home: Path) -> Dict[str, Any]:
+    """How far a rollout has come on this host."""
+    return {
+        "unfinished": read_rollout(home) or None,
+        "staged": read_record(home, STAGED) or None,
+        "generations": [path.name for path in generations(home)],
+        "slot": active_slot(home),
+    }
 
 
 def look(params: Dict[str, Any]) -> Tuple[Dict[str, Any], List[Finding]]:
@@ -287,6 +345,8 @@ def main() -> None:
             ulimits=dict(type="dict", default={}),
             nvidia_smi=dict(type="str", default="nvidia-smi"),
             gpu_timeout=dict(type="int", default=60),
+            lease_ttl=dict(type="float", default=900),
+            take_over=dict(type="bool", default=False),
             run=dict(type="dict"),
         ),
         supports_check_mode=True,
@@ -301,12 +361,17 @@ def main() -> None:
     name = (params["run"] or {}).get("host") or socket.gethostname()
     for warning in warnings:
         module.warn("%s: %s" % (name, warning))
+    record.update(rollout_state(Path(params["home"])))
+    record["ready"] = record["running"] is not None and record["running"] == record["current"]
+    record["lease"] = {"held": False, "run_id": "", "foreign": False, "message": ""}
     if not problems and params["run"]:
         try:
-            blocked = take_lease(params["home"], params["run"], module.check_mode)
-            problems += [blocked] if blocked else []
+            record["lease"], warning = take_lease(params, module.check_mode)
         except (LockError, OSError) as exc:
             problems.append(str(exc))
+        else:
+            if warning:
+                module.warn("%s: %s" % (name, warning))
     if problems:
         module.fail_json(msg="; ".join(problems), host=record)
     module.exit_json(changed=False, host=record)

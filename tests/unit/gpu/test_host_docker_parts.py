@@ -108,6 +108,20 @@ def test_an_engine_is_asked(docker: Docker) -> None:
     assert not look("/opt/trtllm", "repo/other:tag").image_present and not look("/opt/trtllm").image_present
 
 
+def test_of_two_servers_the_one_in_the_active_slot_is_the_hosts(docker: Docker, tmp_path: Path) -> None:
+    docker.answers["/images/json"] = []
+    docker.answers["/containers/json"] = [
+        {"Id": generation, "State": "running", "Ports": [{"PublicPort": port}],
+         "Labels": {"trtllm.serving.role": "server", "trtllm.serving.generation": generation, **slot}}
+        for generation, port, slot in (("g2", 8100, {"trtllm.serving.slot": "b"}), ("g1", 8000, {}))
+    ]  # fmt: skip
+    engine = look(str(tmp_path))
+    assert engine.generation == "g1" and engine.ports == [8000, 8100]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "slot.json").write_text('{"slot": "b"}')
+    assert look(str(tmp_path)).generation == "g2"
+
+
 def test_no_engine_and_one_that_does_not_answer(tmp_path: Path, docker: Docker) -> None:
     assert not look("/x", socket_file=str(tmp_path / "none")).reachable
     (tmp_path / "file").write_text("")

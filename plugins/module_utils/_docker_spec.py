@@ -13,13 +13,15 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
-from ansible_collections.trtllm.serving.plugins.module_utils import _containers
+from ansible_collections.trtllm.serving.plugins.module_utils import _containers, _server_state
 from ansible_collections.trtllm.serving.plugins.module_utils._launch import INSIDE
 from ansible_collections.trtllm.serving.plugins.module_utils._server_base import ServerError
 
 LAUNCH = "launch.json"
 ROLE = "server"
 GENERATION_LABEL = _containers.LABEL + ".generation"
+# Only a container in slot b has it.
+SLOT_LABEL = _containers.LABEL + ".slot"
 HEALTH = ["python3", "-I", INSIDE + "/current/bin/health.py", INSIDE + "/current/" + LAUNCH]
 _SECOND = 1000000000
 # What the script may need besides waiting for its answer.
@@ -45,9 +47,27 @@ def runtime_of(launch: Any) -> str:
     return str(launch.get("runtime", "embedded")) if isinstance(launch, Mapping) else "embedded"
 
 
-def wanted_gpus(launch: Mapping[str, Any]) -> int:
+def slot_gpus(launch: Mapping[str, Any], slot: str) -> Any:
+    """The GPUs of a slot: in slot a what was asked for, of which the first serve; in slot b as many that come next."""
+    given = launch.get("gpus")
+    gpus = _containers.parse_gpus(given)
+    if slot == "a" or gpus == 0:
+        return given
+    world = max(1, int(launch.get("world_size", 1)))
+    if not isinstance(gpus, list):
+        # Of a number only the first are used in slot a, however many it is.
+        return [str(index) for index in range(world, 2 * world)]
+    if len(gpus) < 2 * world:
+        raise ServerError(
+            "a second server beside the old one needs %d GPUs (twice %d ranks), and triton_serve_gpus has %d: add some,"
+            " or deploy in place (triton_pool_strategy: in_place)" % (2 * world, world, len(gpus))
+        )
+    return gpus[world : 2 * world]
+
+
+def wanted_gpus(launch: Mapping[str, Any], slot: str = "a") -> int:
     """How many GPUs the container must see; 0 when it is given none."""
-    gpus = _containers.parse_gpus(launch.get("gpus"))
+    gpus = _containers.parse_gpus(slot_gpus(launch, slot))
     if isinstance(gpus, int):
         return gpus
     return len(gpus) if isinstance(gpus, list) else max(1, int(launch.get("world_size", 1)))
@@ -72,10 +92,14 @@ def _health(probe: Mapping[str, Any]) -> Dict[str, Any]:
     }
 
 
-def payload(client: Any, home: Path, generation: str, launch: Mapping[str, Any]) -> Dict[str, Any]:
+def payload(client: Any, home: Path, generation: str, launch: Mapping[str, Any], slot: str = "a") -> Dict[str, Any]:
     """What the engine is sent. ContainerError for a value that it could not take."""
     api = client.api
-    ports = {"%d/tcp" % int(port): (str(launch["address"]), int(port)) for port in launch["ports"].values()}
+    # Inside, the server has the same ports in either slot; outside, those of its own.
+    shift = _server_state.shift(launch, slot)
+    ports = {"%d/tcp" % int(port): (str(launch["address"]), int(port) + shift) for port in launch["ports"].values()}
+    more = {"slot": slot} if slot == "b" else {}
+    env = {**launch.get("env", {}), **({"TRTLLM_SLOT": _server_state.suffix(slot)} if slot == "b" else {})}
     log = _containers.sdk("docker.types").LogConfig(
         type="json-file", config={name: str(value) for name, value in launch.get("log", {}).items()}
     )
@@ -87,7 +111,9 @@ def payload(client: Any, home: Path, generation: str, launch: Mapping[str, Any])
         init=True,
         shm_size=_containers.size_bytes(launch["shm_size"]),
         ulimits=_containers.ulimits(launch.get("ulimits")),
-        device_requests=_containers.device_requests(client, launch.get("gpus"), launch.get("device_policy", "auto")),
+        device_requests=_containers.device_requests(
+            client, slot_gpus(launch, slot), launch.get("device_policy", "auto")
+        ),
         cap_drop=list(launch.get("cap_drop", [])),
         cap_add=list(launch.get("cap_add", [])) or None,
         security_opt=list(launch.get("security_opt", [])),
@@ -100,8 +126,8 @@ def payload(client: Any, home: Path, generation: str, launch: Mapping[str, Any])
         image=str(launch["image"]),
         command=[str(word) for word in launch["argv"]],
         user=_containers.user_ids(str(launch["user"])),
-        environment={name: str(value) for name, value in launch.get("env", {}).items()},
-        labels=_containers.labels(home, ROLE, generation=generation),
+        environment={name: str(value) for name, value in env.items()},
+        labels=_containers.labels(home, ROLE, generation=generation, **more),
         ports=[(int(port), "tcp") for port in launch["ports"].values()],
         working_dir=INSIDE,
         stop_timeout=int(launch["stop_timeout"]),

@@ -8,6 +8,7 @@ Private to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -15,8 +16,9 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
+from ansible_collections.trtllm.serving.plugins.module_utils import _server_state as state
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import hand_over, read_manifest, remove_tree
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import UNPROVEN, link_target, unproven
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import LOCK_NAME, utc_now
@@ -77,32 +79,36 @@ def switch_link(home: Path, name: str, generation: Optional[str]) -> None:
 
 
 class BaseServer:
-    """Switching between generations. What starts and stops is a subclass's. The caller holds the host's lock."""
+    """Switching between generations. What starts and stops is a subclass's. The caller holds the host's lock.
+
+    Where a slot is asked for, None is the active one; to stop and to be alive, it is every one.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.run = home / "run"
-        self.started_file = self.run / "server.json"
+        self.stages: List[Dict[str, Any]] = []
+        self._begun = time.monotonic()
 
     # --- what a runtime brings ---
 
-    def running(self) -> Optional[str]:
+    def running(self, slot: Optional[str] = None) -> Optional[str]:
         """The generation that the living server was started from."""
         raise NotImplementedError
 
-    def alive(self) -> bool:
+    def alive(self, slot: Optional[str] = None) -> bool:
         """Whether there is anything to stop, whatever it was started from."""
         raise NotImplementedError
 
-    def stop(self, timeout: float) -> bool:
+    def stop(self, timeout: float, slot: Optional[str] = None) -> bool:
         """Ends the server; whether there was anything to end."""
         raise NotImplementedError
 
-    def start(self, generation: str) -> None:
-        """Starts the server from home/current, and returns once its process exists."""
+    def start(self, generation: str, slot: Optional[str] = None) -> None:
+        """Starts the server of a generation, and returns once its process exists."""
         raise NotImplementedError
 
-    def prepare(self, generation: str) -> None:
+    def prepare(self, generation: str, slot: Optional[str] = None) -> None:
         """Whether a generation could be started, as far as that can be seen before the old server is stopped."""
 
     def clear(self, images: bool = False) -> List[str]:
@@ -115,9 +121,23 @@ class BaseServer:
 
     # --- what is ---
 
-    def started(self) -> Dict[str, Any]:
+    @property
+    def slot(self) -> str:
+        """The active slot."""
+        return state.active_slot(self.home)
+
+    @property
+    def started_file(self) -> Path:
+        return self.run / state.server_record(self.slot)
+
+    def started(self, slot: Optional[str] = None) -> Dict[str, Any]:
+        return state.read_record(self.home, state.server_record(slot or self.slot))
+
+    def launch(self, generation: Optional[str]) -> Dict[str, Any]:
+        """How a generation is started; empty where that is not known."""
         try:
-            value = json.loads(self.started_file.read_text(encoding="utf-8"))
+            text = (self.home / "generations" / str(generation) / "launch.json").read_text(encoding="utf-8")
+            value = json.loads(text)
         except (OSError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
@@ -133,6 +153,10 @@ class BaseServer:
     def switching(self) -> bool:
         """Whether a switch was begun, and neither settled nor taken back."""
         return (self.home / UNPROVEN).exists()
+
+    def surged(self) -> Optional[str]:
+        """The generation whose server runs beside the active one; None when there is none."""
+        return self.running(state.other(self.slot))
 
     def known(self, generation: str) -> bool:
         """Whether a generation's name can be resolved; previous always must be."""
@@ -157,14 +181,24 @@ class BaseServer:
 
     # --- what is done ---
 
-    def record_start(self, generation: str) -> None:
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Notes when a part of the work began and how long it took, also when it fails."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - begun
+            self.stages.append({"name": name, "offset_s": round(begun - self._begun, 3), "seconds": round(seconds, 3)})
+
+    def record_start(self, generation: str, slot: str) -> None:
         """Says what the server that is about to be started is started from, and when."""
         for name in ("run", "logs"):
             (self.home / name).mkdir(mode=0o750, exist_ok=True)
             hand_over(self.home / name, self.home)
-        partial = self.run / ".server.json.partial"
-        partial.write_text(json.dumps({"generation": generation, "started": utc_now()}) + "\n", encoding="utf-8")
-        os.rename(str(partial), str(self.started_file))
+        state.write_record(
+            self.home, state.server_record(slot), {"generation": generation, "started": utc_now(), "slot": slot}
+        )
 
     def ledger(self, stage: str, generation: Optional[str], outcome: str, seconds: float, **more: Any) -> None:
         """One line for each thing that happened to what this host serves."""
@@ -177,47 +211,95 @@ class BaseServer:
         with os.fdopen(fd, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n")
 
-    def switch(self, generation: str, before: Mapping[str, Optional[str]], timeout: float) -> None:
+    def switch(
+        self,
+        generation: str,
+        before: Mapping[str, Optional[str]],
+        timeout: float,
+        rollback: bool = False,
+        slot: Optional[str] = None,
+    ) -> None:
         """Stop, point current and previous, start. The generation has its gate before it."""
         self._mark_unproven(
             {"generation": generation, "before": {name: before[name] for name in ("current", "previous")}}
         )
-        self.stop(timeout)
-        switch_link(self.home, "previous", previous_after(before, generation))
+        # The slot no longer depends on what current names.
+        state.point_slot(self.home, self.slot)
+        with self.stage("stop"):
+            self.stop(timeout)
+        if slot:
+            state.point_slot(self.home, slot)
+        switch_link(self.home, "previous", previous_after(before, generation, rollback))
         switch_link(self.home, "current", generation)
-        self.start(generation)
+        with self.stage("start"):
+            self.start(generation)
 
     def restore(self, before: Mapping[str, Optional[str]], timeout: float) -> Optional[str]:
         """Back to what passed its gate last; what runs then."""
         target = before["current"]
         if target is None:
-            self.stop(timeout)
+            with self.stage("stop"):
+                self.stop(timeout)
         elif self.running() != target or self.links()["current"] != target:
             self.resolve(target)
-            self.stop(timeout)
+            with self.stage("stop"):
+                self.stop(timeout)
+        state.point_slot(self.home, self.slot)
         switch_link(self.home, "previous", before["previous"])
         switch_link(self.home, "current", target)
         if target is not None and self.running() != target:
-            self.start(target)
+            with self.stage("start"):
+                self.start(target)
         self.settle()
         return target
 
+    def surge(self, generation: str, timeout: float) -> bool:
+        """Starts a generation beside the active server; whether it did not run there already."""
+        slot = state.other(self.slot)
+        if self.running(slot) == generation and state.read_surge(self.home).get("generation") == generation:
+            return False
+        self.prepare(generation, slot)
+        with self.stage("surge"):
+            self.stop(timeout, slot)
+            state.begin_surge(self.home, generation, slot)
+            self.start(generation, slot)
+        return True
+
+    def promote(
+        self, generation: str, before: Mapping[str, Optional[str]], timeout: float, rollback: bool = False
+    ) -> None:
+        """Makes the server beside the active one the host's, and ends the old one. It has its gate behind it."""
+        old = self.slot
+        slot = state.other(old)
+        with self.stage("promote"):
+            # Cut off before current is changed nothing has happened, and after that everything.
+            state.point_slot(self.home, slot, None if self.links()["current"] == generation else generation)
+            switch_link(self.home, "previous", previous_after(before, generation, rollback))
+            switch_link(self.home, "current", generation)
+            state.point_slot(self.home, slot)
+            state.end_surge(self.home)
+            # What current named before need not have passed its gate; this one has.
+            self.settle()
+        with self.stage("stop"):
+            self.stop(timeout, old)
+
+    def drop(self, timeout: float) -> bool:
+        """Ends what runs beside the active server; whether there was anything to end."""
+        slot = state.other(self.slot)
+        found = False
+        if self.alive(slot):
+            with self.stage("stop"):
+                found = self.stop(timeout, slot)
+        state.end_surge(self.home)
+        return found
+
     def settle(self) -> None:
         """The current generation has passed its gate, or had done so before."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             (self.home / UNPROVEN).unlink()
-        except FileNotFoundError:
-            pass
 
     def _mark_unproven(self, record: Mapping[str, Any]) -> None:
-        path = self.home / UNPROVEN
-        path.parent.mkdir(mode=0o750, exist_ok=True)
-        partial = path.with_name("." + path.name + ".partial")
-        with open(str(partial), "w", encoding="utf-8") as stream:
-            json.dump(record, stream, sort_keys=True)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(str(partial), str(path))
+        state.write_record(self.home, os.path.basename(UNPROVEN), record)
 
     def own(self) -> List[str]:
         """What the collection made below home; nothing in a directory that it never deployed to."""
@@ -233,6 +315,11 @@ class BaseServer:
         return removed
 
 
-def previous_after(before: Mapping[str, Optional[str]], generation: str) -> Optional[str]:
-    """What previous names once this generation is current: what served before it, or what it was already."""
+def previous_after(before: Mapping[str, Optional[str]], generation: str, rollback: bool = False) -> Optional[str]:
+    """What previous names once this generation is current: what served before it, or what it was already.
+
+    After a rollback it is the current one: a repeated rollback goes no further back, and never forward.
+    """
+    if rollback:
+        return generation
     return before["current"] if before["current"] not in (None, generation) else before["previous"]

@@ -12,13 +12,17 @@ module: triton_server
 short_description: Start, stop and switch the Triton server of a host
 version_added: 0.1.0
 description:
-  - Runs C(tritonserver) detached from the generation that C(HOME/current) points to, under supervisord or in a
+  - Runs C(tritonserver) detached from a generation, the one that C(HOME/current) points to, under supervisord or in a
     container.
   - A container is made from C(launch.json) of its generation, which holds all of it, so that a switch back restores it
     whole. Docker's restart policy keeps it up, also after the host was rebooted. Under C(mpirun) the server of rank 0
     is asked to end first, so that it can finish its requests.
   - A switch stops the old server, points C(current) and C(previous), and starts the new one. Signals that come
     meanwhile wait until the server is started, so that a host is never left with half a switch.
+  - A host has two slots for servers, V(a) and V(b). One of them is active. In the other one a surge starts the next
+    generation beside the old one, on ports that are higher by C(surge_port_offset) of C(launch.json) (100 without it),
+    and in a container of its own, named C(CONTAINER-b) in slot V(b), with the GPUs after those of slot V(a). Once it is
+    promoted its slot is the active one, also after a restart of the host; the next surge goes back to the other.
   - Each switch is a line in C(HOME/ledger.jsonl).
 extends_documentation_fragment:
   - trtllm.serving.attributes
@@ -29,7 +33,7 @@ attributes:
     support: full
   idempotent:
     support: partial
-    details: O(state=settled) writes a line to the ledger each time.
+    details: O(state=intended) and O(state=settled) say nothing of the records that they write and remove.
 options:
   home:
     description: Absolute path below which everything is kept.
@@ -46,19 +50,44 @@ options:
     default: trtllm-triton
   state:
     description:
-      - V(started) has the server run from O(generation).
-      - V(settled) records that O(generation) passed its gate, and removes old generations above O(keep). Until then a
-        generation does not count as one that served, also when the run breaks off.
+      - V(started) has the server run from O(generation), in the active slot.
+      - V(intended) records in C(HOME/run/rollout.json) that the host is going to be switched to O(generation), before
+        it is taken out of service for it. V(settled) removes the record, so that a rollout that broke off is seen.
+      - V(surged) starts O(generation) in the free slot beside the server that is in service, which is left alone.
+      - V(promoted) makes the server that was V(surged) the host's, and then stops the old one. V(dropped) stops what
+        was V(surged) instead.
+      - V(settled) records that O(generation) passed its gate, ends what a surge that broke off has left, removes old
+        generations above O(keep), and gives back the lease of O(run). Until then a generation does not count as one
+        that served, also when the run breaks off.
       - V(restored) goes back to O(before) after a gate that failed.
-      - V(stopped) stops it, and removes its container. V(absent) stops it and removes everything that the collection
-        made below O(home), with O(images) the images of its generations too.
+      - V(stopped) stops every server, and removes its container. V(absent) stops them and removes everything that the
+        collection made below O(home), with O(images) the images of its generations too.
     type: str
-    choices: [started, settled, restored, stopped, absent]
+    choices: [started, intended, surged, promoted, dropped, settled, restored, stopped, absent]
     default: started
   generation:
     description: An id below C(HOME/generations), or V(current) or V(previous).
     type: str
     default: current
+  slot:
+    description:
+      - Where O(generation) is started. V(auto) is the active slot, with O(state=surged) the free one. With
+        O(state=started) another slot than the active one becomes the active one.
+    type: str
+    choices: [auto, a, b]
+    default: auto
+  rollback:
+    description:
+      - Whether O(state=started) and O(state=promoted) go back. C(previous) then names O(generation) too, so that a
+        second rollback changes nothing.
+    type: bool
+    default: false
+  run:
+    description:
+      - Identity of this run, as M(trtllm.serving.host_preflight) returned it with the host's lease. A run that has lost
+        the host to another one is refused.
+    type: str
+    default: ""
   restart:
     description:
       - Restart a server that already runs from O(generation).
@@ -112,6 +141,18 @@ EXAMPLES = r"""
   vars:
     ansible_python_interpreter: /opt/trtllm/venv/bin/python
 
+- name: Start a generation beside the one in service
+  trtllm.serving.triton_server:
+    home: /opt/trtllm
+    generation: 0123456789abcdef
+    state: surged
+
+- name: Have it serve in place of the old one, which is stopped
+  trtllm.serving.triton_server:
+    home: /opt/trtllm
+    generation: 0123456789abcdef
+    state: promoted
+
 - name: Stop serving
   trtllm.serving.triton_server:
     home: /opt/trtllm
@@ -125,11 +166,41 @@ generation:
   type: str
 before:
   description:
-    - What C(current) and C(previous) named, and which generation ran, before the task.
+    - What C(current) and C(previous) named, which generation ran, and in which slot, before the task.
     - A current generation that never passed its gate is left out in favour of the one before it.
   returned: always
   type: dict
-  sample: {"current": "0123456789abcdef", "previous": null, "running": "0123456789abcdef"}
+  sample: {"current": "0123456789abcdef", "previous": null, "running": "0123456789abcdef", "slot": "a"}
+slot:
+  description: Slot that the task was about, of V(surged) the new server's, otherwise the active one.
+  returned: always
+  type: str
+  sample: a
+url:
+  description: Where the server of RV(generation) is asked in that slot; null where its C(launch.json) does not say.
+  returned: always
+  type: str
+  sample: http://127.0.0.1:8000
+http_port:
+  description: Its port for HTTP, on the host; null where it is not known.
+  returned: always
+  type: int
+  sample: 8000
+metrics_port:
+  description: Its port for Prometheus metrics, on the host; null where it is not known.
+  returned: always
+  type: int
+  sample: 8002
+stages:
+  description: What was done, in its order.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "stop", "offset_s": 0.01, "seconds": 1.2}, {"name": "start", "offset_s": 1.21, "seconds": 0.4}]
+released:
+  description: Whether the lease of O(run) was given back.
+  returned: when O(state=settled)
+  type: bool
 pruned:
   description: Generations that were removed.
   returned: when O(state=settled)
@@ -141,7 +212,6 @@ duration_s:
   type: float
 """
 
-import contextlib
 import signal
 import time
 from pathlib import Path
@@ -150,93 +220,19 @@ from typing import Any, Dict, Optional
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.trtllm.serving.plugins.module_utils import _containers
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError
-from ansible_collections.trtllm.serving.plugins.module_utils._generation import prune
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
 from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
+from ansible_collections.trtllm.serving.plugins.module_utils._server_actions import ACTIONS, FENCED, fence, place
 from ansible_collections.trtllm.serving.plugins.module_utils._server_base import BaseServer, ServerError
-
-
-def started(server: BaseServer, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    before = server.before()
-    if check_mode and not server.known(params["generation"]):
-        # Only check mode comes here before the generation is assembled.
-        return {"changed": True, "generation": None}
-    generation = server.resolve(params["generation"])
-    running = server.running()
-    changed = running != generation or server.links()["current"] != generation or params["restart"]
-    if changed and not check_mode:
-        server.prepare(generation)
-        begun = time.monotonic()
-        server.switch(generation, before, params["stop_timeout"])
-        server.ledger(
-            "switch", generation, "started", time.monotonic() - begun, before=before["current"], reason=params["reason"]
-        )
-    return {"changed": changed, "generation": generation}
-
-
-def settled(server: BaseServer, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    if check_mode:
-        return {"changed": False, "generation": server.running(), "pruned": []}
-    server.settle()
-    server.ledger("gate", params["generation"], "passed", 0.0)
-    pruned = prune(server.home, params["keep"])
-    return {"changed": bool(pruned), "generation": server.running(), "pruned": pruned}
-
-
-def restored(server: BaseServer, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    before = params["before"]
-    if not before or not server.switching():
-        return again(server, params, check_mode)
-    failed = server.links()["current"]
-    if check_mode:
-        return {"changed": True, "generation": before.get("current")}
-    begun = time.monotonic()
-    wanted = {name: before.get(name) for name in ("current", "previous")}
-    target = server.restore(wanted, params["stop_timeout"])
-    server.ledger("restore", target, "failed %s" % failed, time.monotonic() - begun, reason=params["reason"])
-    return {"changed": True, "generation": target}
-
-
-def again(server: BaseServer, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    """No switch was begun: nothing was touched, but for a server that was stopped for something else."""
-    current = server.before()["current"]
-    if not params["restart"] or current is None or server.running() == current:
-        return {"changed": False, "generation": server.running()}
-    if not check_mode:
-        begun = time.monotonic()
-        server.start(server.resolve(current))
-        server.ledger("restore", current, "started again", time.monotonic() - begun, reason=params["reason"])
-    return {"changed": True, "generation": current}
-
-
-def stopped(server: BaseServer, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    alive = server.alive()
-    if not check_mode and (alive or server.home.is_dir()):
-        begun = time.monotonic()
-        server.stop(params["stop_timeout"])
-        if alive:
-            # Stopping and removing is the way out of a full disk, so the line in the ledger may be lost.
-            with contextlib.suppress(OSError):
-                server.ledger("stop", server.links()["current"], "stopped", time.monotonic() - begun)
-    return {"changed": alive, "generation": None}
-
-
-def absent(server: BaseServer, params: Dict[str, Any], check_mode: bool) -> Dict[str, Any]:
-    result = stopped(server, params, check_mode)
-    images = params["images"]
-    outside = (server.leftovers() if images else []) if check_mode else server.clear(images)
-    removed = server.own() if check_mode else server.remove()
-    result["changed"] = bool(removed or outside) or result["changed"]
-    return result
 
 
 class Absent(BaseServer):
     """A server in a container on a host that has no Docker yet: only check mode comes there."""
 
-    def running(self) -> Optional[str]:
+    def running(self, slot: Optional[str] = None) -> Optional[str]:
         return None
 
-    def alive(self) -> bool:
+    def alive(self, slot: Optional[str] = None) -> bool:
         return False
 
 
@@ -262,8 +258,11 @@ def main() -> None:
             home=dict(type="path", required=True),
             runtime=dict(type="str", default="embedded", choices=["embedded", "docker"]),
             container=dict(type="str", default="trtllm-triton"),
-            state=dict(type="str", default="started", choices=["started", "settled", "restored", "stopped", "absent"]),
+            state=dict(type="str", default="started", choices=list(ACTIONS)),
             generation=dict(type="str", default="current"),
+            slot=dict(type="str", default="auto", choices=["auto", "a", "b"]),
+            rollback=dict(type="bool", default=False),
+            run=dict(type="str", default=""),
             restart=dict(type="bool", default=False),
             before=dict(type="dict"),
             reason=dict(type="str", default=""),
@@ -274,11 +273,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    actions = {"started": started, "settled": settled, "restored": restored, "stopped": stopped, "absent": absent}
-    action = actions[params["state"]]
+    action = ACTIONS[params["state"]]
     server = server_of(params, module.check_mode)
     try:
-        before: Dict[str, Optional[str]] = {**server.before(), "running": server.running()}
+        before: Dict[str, Optional[str]] = {**server.before(), "running": server.running(), "slot": server.slot}
     except ServerError as exc:
         module.fail_json(msg=str(exc))
     begun = time.monotonic()
@@ -290,10 +288,14 @@ def main() -> None:
             result = action(server, params, module.check_mode)
         else:
             with HostLock(server.home, "server: %s" % params["state"]):
+                if params["state"] in FENCED:
+                    fence(server, params)
                 result = action(server, params, False)
+        result.update(place(server, result))
     except (ServerError, ArtifactError, LockError, OSError) as exc:
-        module.fail_json(msg=str(exc), before=before)
+        module.fail_json(msg=str(exc), before=before, stages=server.stages)
     result["before"] = before
+    result["stages"] = server.stages
     result["duration_s"] = round(time.monotonic() - begun, 3)
     result["diff"] = {
         "before": "%s\n" % (before["running"] or "not running"),

@@ -31,9 +31,12 @@ REFERENCE = ROOT / "roles" / "tensorrtllm_backend_build" / "files" / "reference"
 sys.path.insert(0, str(ROOT / ".collections"))
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import making
+from ansible_collections.trtllm.serving.plugins.module_utils._docker_server import DockerServer
 
 NAME = "trtllm-test-server-%d" % os.getpid()
 OWNER = 4321
+# How far above its ports those of a second server are.
+OFFSET = 100
 PLAY = """
 - hosts: trtllm
   gather_facts: false
@@ -112,9 +115,9 @@ class Host:
         assert done.rc == 0, done.text
         return done
 
-    def ask(self, model: str = "ensemble", tokens: int = 4) -> str:
+    def ask(self, model: str = "ensemble", tokens: int = 4, port: int = 0) -> str:
         body = {"text_input": "x", "max_tokens": tokens, "bad_words": "", "stop_words": ""}
-        address = "http://127.0.0.1:%d/v2/models/%s/generate" % (self.http_port, model)
+        address = "http://127.0.0.1:%d/v2/models/%s/generate" % (port or self.http_port, model)
         with urllib.request.urlopen(address, data=json.dumps(body).encode(), timeout=60) as answer:
             return str(json.loads(answer.read())["text_output"])
 
@@ -125,15 +128,15 @@ class Host:
         with urllib.request.urlopen(address, data=json.dumps(body).encode(), timeout=60) as answer:
             yield from (line for line in answer if line.startswith(b"data:"))
 
-    def answers(self) -> bool:
+    def answers(self, port: int = 0) -> bool:
         try:
-            self.ask("tensorrt_llm_bls")
+            self.ask("tensorrt_llm_bls", port=port)
         except (OSError, ValueError, KeyError):
             return False
         return True
 
-    def inspect(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.api.inspect_container(NAME)
+    def inspect(self, name: str = NAME) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.api.inspect_container(name)
         return found
 
     def processes(self, pattern: str) -> list[int]:
@@ -333,6 +336,48 @@ def test_requests_are_finished_before_a_switch_and_rollback_restores(host: Host)
     assert {key: now[key] for key in ("Memory", "Mounts", "PortBindings")} == {
         key: spec[key] for key in ("Memory", "Mounts", "PortBindings")
     }
+
+
+def test_a_surge_serves_from_a_second_container(host: Host) -> None:
+    first, port = host.generation(), host.http_port + OFFSET
+    assert host.play("configure", triton_serve_max_batch_size=2).rc == 0
+    configs = (host.home / "generations").glob("*/model_repo/tensorrt_llm/config.pbtxt")
+    (new,) = (path.relative_to(host.home).parts[1] for path in configs if "max_batch_size: 2\n" in path.read_text())
+    server = DockerServer(host.home, NAME)
+    server.surge(new, 60)
+    wait_for(lambda: host.answers(port), "no token from the second one", 120)
+    assert host.answers() and server.running() == first and server.surged() == new
+    # Killed, it comes back by itself where it was.
+    count = host.inspect(NAME + "-b")["RestartCount"]
+    os.kill(host.inspect(NAME + "-b")["State"]["Pid"], signal.SIGKILL)
+    wait_for(lambda: host.inspect(NAME + "-b")["RestartCount"] > count, "not started again")
+    wait_for(lambda: host.answers(port), "no token after the restart", 120)
+    events: list[bytes] = []
+    begun = threading.Event()
+
+    def follow() -> None:
+        for line in host.stream(tokens=200):
+            begun.set()
+            events.append(line)
+
+    reader = threading.Thread(target=follow)
+    reader.start()
+    assert begun.wait(60)
+    server.promote(new, server.before(), 60)
+    reader.join()
+    assert len(events) > 1 and not any(b'"error"' in line for line in events), "the old one finished what it had begun"
+    assert not host.client.containers.list(all=True, filters={"name": "^/%s$" % NAME})
+    assert host.answers(port) and not host.answers() and server.running() == new
+    wait_for(lambda: host.inspect(NAME + "-b")["State"]["Health"]["Status"] == "healthy", "never healthy")
+    # It serves, as it was made; and in place it goes on there.
+    again = host.serve(triton_serve_max_batch_size=2)
+    assert again.changed == 0, again.text
+    host.serve()
+    assert host.generation() == first and host.answers(port) and not host.answers()
+    server.stop(60)
+    (host.home / "run" / "slot.json").unlink()
+    host.serve()
+    assert host.answers()
 
 
 def test_teardown_removes_the_container_and_on_demand_all(host: Host) -> None:

@@ -89,11 +89,14 @@ def no_token(url: str, probe: dict) -> str:
 def wanted_gpus(launch: dict) -> int:
     """How many GPUs there must be; 0 when the container was given none."""
     gpus = launch.get("gpus")
-    if isinstance(gpus, list):
-        return len(gpus)
     text = str(gpus or "none").strip().lower()
     if text in ("none", "0", "false"):
         return 0
+    # In the second slot of a host a server has only as many as it uses.
+    if os.environ.get("TRTLLM_SLOT"):
+        return int(launch["world_size"])
+    if isinstance(gpus, list):
+        return len(gpus)
     return int(text) if text.isdigit() else 1 if text.startswith(("gpu-", "mig-")) else int(launch["world_size"])
 
 

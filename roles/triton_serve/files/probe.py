@@ -7,7 +7,8 @@ Triton's health endpoints and its repository index stay green when a model's Pyt
 request fails for ever. supervisord starts the ended server again.
 
 Settings come from the "probe" object of launch.json: url, model, prompt, interval (s), timeout (s), failures,
-startup_timeout (s).
+startup_timeout (s). In the second slot of a host (TRTLLM_SLOT is -b) the server's port is higher, and its pid file has
+that suffix.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 
 from supervisor import childutils
 
+SLOT = os.environ.get("TRTLLM_SLOT", "")
+PID_FILE = Path("run/triton%s.pid" % SLOT)
 # Answers of a busy server, not of a broken one.
 BUSY = ("exceeds maximum queue size", "max queue size", "request timeout expired", "queue is full")
 
@@ -51,9 +54,7 @@ def ask(settings: dict) -> str:
 
 def is_ready(settings: dict) -> bool:
     try:
-        with urllib.request.urlopen(
-            "%s/v2/models/%s/ready" % (settings["url"], settings["model"]), timeout=5
-        ):
+        with urllib.request.urlopen("%s/v2/models/%s/ready" % (settings["url"], settings["model"]), timeout=5):
             return True
     except (OSError, ValueError):
         return False
@@ -85,7 +86,7 @@ def end(pid: int, grace: float = 10.0) -> None:
 
 def read_pid() -> int:
     try:
-        return int(Path("run/triton.pid").read_text(encoding="ascii"))
+        return int(PID_FILE.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return 0
 
@@ -110,8 +111,17 @@ def check(watch: Watch, settings: dict) -> None:
         end(watch.pid)
 
 
+def settings_of(launch: dict) -> dict:
+    """What to ask the server of this slot."""
+    settings = dict(launch["probe"])
+    place, colon, port = settings["url"].rpartition(":")
+    if SLOT and port.isdigit():
+        settings["url"] = "%s%s%d" % (place, colon, int(port) + int(launch.get("surge_port_offset", 100)))
+    return settings
+
+
 def main() -> None:
-    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["probe"]
+    settings = settings_of(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     watch = Watch(0)
     while True:
         headers, _payload = childutils.listener.wait(sys.stdin, sys.stdout)

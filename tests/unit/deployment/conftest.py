@@ -46,7 +46,7 @@ signal.signal(signal.SIGTERM, end)
 with open("started", "a") as stream:
     stream.write("%%d %%d " %% (os.getpid(), server))
 for name, pid in (("supervisord", os.getpid()), ("triton", server)):
-    with open("run/%%s.pid" %% name, "w") as stream:
+    with open("run/%%s%%s.pid" %% (name, os.environ["TRTLLM_SLOT"]), "w") as stream:
         stream.write(str(pid))
 time.sleep(60)
 """

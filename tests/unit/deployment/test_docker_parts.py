@@ -225,9 +225,7 @@ def test_a_home_keeps_its_runtime(tmp_path: Path) -> None:
             _generation_checks.check_runtime(tmp_path, "docker" if runtime == "embedded" else "embedded")
 
 
-def test_check_mode_where_no_docker_is_yet(
-    module: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_mode_where_no_docker_is_yet(module: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix://%s/none.sock" % tmp_path)
     home = tmp_path / "home"
     home.mkdir()

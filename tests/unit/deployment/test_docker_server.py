@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.trtllm.serving.plugins.module_utils import _docker_spec
+from ansible_collections.trtllm.serving.plugins.module_utils import _docker_spec, _server_actions
 from ansible_collections.trtllm.serving.plugins.module_utils._docker_server import DockerServer
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import make, plan
 from ansible_collections.trtllm.serving.plugins.module_utils._launch import server_command
 from ansible_collections.trtllm.serving.plugins.module_utils._server_base import ServerError
-from ansible_collections.trtllm.serving.plugins.modules import triton_server
 
 docker = pytest.importorskip("docker")
 
@@ -268,6 +267,80 @@ def test_gpus_are_asked_for_and_counted(server: DockerServer, engine: Engine) ->
     assert _docker_spec.wanted_gpus(launch(gpus=["0", "1"])) == 2
 
 
+def test_a_second_container_beside_the_first(server: DockerServer, engine: Engine) -> None:
+    one, two = serve(server, gpus="all"), generation(server, gpus="all", stop_timeout=70, surge_port_offset="10")
+    first = copy.deepcopy(engine.made[NAME])
+    assert server.surge(two, 60) is True and engine.made[NAME] == first
+    second = engine.made[NAME + "-b"]
+    # The same inside, other ports and other GPUs outside.
+    assert second["Config"]["Cmd"] == first["Config"]["Cmd"]
+    assert second["Config"]["ExposedPorts"] == first["Config"]["ExposedPorts"]
+    published = second["HostConfig"]["PortBindings"]
+    assert published["8000/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": "8010"}]
+    assert [each["HostPort"] for entry in published.values() for each in entry] == ["8010", "8011", "8012"]
+    assert first["HostConfig"]["DeviceRequests"][0]["Count"] == -1
+    assert second["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == ["2", "3"]
+    assert "TRTLLM_SLOT=-b" in second["Config"]["Env"] and "TRTLLM_SLOT=-b" not in first["Config"]["Env"]
+    assert second["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped", "it comes back with the host"
+    assert server.running() == one and server.surged() == two and server.trouble(one) == ""
+    assert server.surge(two, 60) is False
+    engine.calls.clear()
+    server.promote(two, server.before(), 60)
+    assert list(engine.made) == [NAME + "-b"] and ("remove", NAME) in engine.calls
+    assert server.running() == two and server.trouble(two) == "" and server.slot == "b"
+    assert (server.home / "logs" / "triton-before.log").exists()
+    engine.made[NAME + "-b"]["HostConfig"]["PortBindings"]["8000/tcp"][0]["HostPort"] = "8000"
+    assert server.trouble(two) == "container %s-b has another published ports" % NAME
+    # In place there, and gone from there.
+    serve(server, gpus="all")
+    assert list(engine.made) == [NAME + "-b"] and server.running() == one
+    assert server.stop(60) is True and not engine.made
+    assert (server.home / "logs" / "triton-b-before.log").exists()
+    assert server.trouble(one) == "container %s-b is not there" % NAME
+
+
+def test_a_second_container_is_dropped_alone(server: DockerServer, engine: Engine) -> None:
+    one, two = serve(server), generation(server, stop_timeout=70)
+    server.surge(two, 60)
+    assert server.drop(60) is True and list(engine.made) == [NAME] and server.running() == one
+    assert server.drop(60) is False
+    engine.refuses = "no such device"
+    with pytest.raises(ServerError, match="container %s-b cannot be started" % NAME):
+        server.surge(two, 60)
+    assert list(engine.made) == [NAME] and server.running() == one
+
+
+def test_a_foreign_container_by_the_second_name_is_left_alone(server: DockerServer, engine: Engine) -> None:
+    one = serve(server)
+    engine.made[NAME + "-b"] = {"Id": NAME + "-b", "Config": {"Labels": {}}, "State": {"Status": "running"}}
+    with pytest.raises(ServerError, match="container %s-b exists and was not made for" % NAME):
+        server.prepare(one, "b")
+    server.prepare(one)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "second", "count"),
+    [
+        ("none", "none", 0),
+        ("all", ["2", "3"], 2),
+        ("4", ["2", "3"], 2),
+        (["0", "1", "4", "GPU-5", "6"], ["4", "GPU-5"], 2),
+        ("0,1,2,3", ["2", "3"], 2),
+    ],
+)
+def test_gpus_of_the_second_slot(gpus: Any, second: Any, count: int) -> None:
+    given = launch(gpus=gpus)
+    assert _docker_spec.slot_gpus(given, "a") == gpus
+    assert _docker_spec.slot_gpus(given, "b") == second and _docker_spec.wanted_gpus(given, "b") == count
+
+
+def test_too_few_gpus_for_a_second_server(server: DockerServer, engine: Engine) -> None:
+    one = serve(server, gpus=["0", "1", "2"])
+    with pytest.raises(ServerError, match=r"needs 4 GPUs \(twice 2 ranks\), and triton_serve_gpus has 3"):
+        server.prepare(one, "b")
+    assert list(engine.made) == [NAME]
+
+
 def test_without_gpus_none_is_looked_for(server: DockerServer, engine: Engine) -> None:
     server.trouble(serve(server))
     assert ("exec", "nvidia-smi") not in engine.calls
@@ -395,7 +468,7 @@ def test_one_rank_needs_no_mpirun() -> None:
 
 def restored(server: DockerServer, **params: Any) -> dict[str, Any]:
     given = {"before": None, "restart": True, "reason": "Docker did not come back", "stop_timeout": 60, **params}
-    return triton_server.restored(server, given, False)
+    return _server_actions.restored(server, given, False)
 
 
 def test_what_was_stopped_before_any_switch_is_started_again(server: DockerServer, engine: Engine) -> None:
@@ -413,11 +486,14 @@ def test_nothing_is_started_where_nothing_served(server: DockerServer, engine: E
 
 
 def test_the_reason_of_a_switch_is_kept(server: DockerServer, engine: Engine) -> None:
-    params = {"generation": generation(server), "restart": True, "stop_timeout": 60, "reason": "GPU lost in container"}
-    assert triton_server.started(server, params, False)["changed"]
+    params = {
+        "generation": generation(server), "restart": True, "stop_timeout": 60, "reason": "GPU lost in container",
+        "slot": "auto", "rollback": False, "run": "",
+    }  # fmt: skip
+    assert _server_actions.started(server, params, False)["changed"]
     last = json.loads((server.home / "ledger.jsonl").read_text().splitlines()[-1])
     assert last["stage"] == "switch" and last["reason"] == "GPU lost in container"
     engine.images.clear()
     with pytest.raises(ServerError, match="the image is not on this host"):
-        triton_server.started(server, params, False)
+        _server_actions.started(server, params, False)
     assert server.running() == params["generation"], "seen before anything was stopped"

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.trtllm.serving.plugins.filter import release as filters
-from ansible_collections.trtllm.serving.plugins.filter.report import report_table
 
 CONVERT = {"dtype": "float16", "tp_size": 2, "pp_size": 1, "moe_tp_size": -1, "moe_ep_size": -1, "workers": 1}
 BUILD = {"max_batch_size": 8, "max_input_len": 1024, "max_seq_len": 2048, "max_num_tokens": 8192, "gemm_plugin": "auto"}
@@ -193,40 +192,15 @@ def test_command_option() -> None:
     assert filters.command_option({"key": "experts", "value": 4}) == "--experts=4"
 
 
-HOST = {"inventory_hostname": "a"}
-
-
 @pytest.mark.parametrize(
-    ("variables", "cells"),
+    ("offset", "named"),
     [
-        ({}, ["a", "-", "-", "not reached", "-"]),
-        ({"triton_serve_preflight": {"host": {"current": "x"}}}, ["a", "x", "-", "not reached", "-"]),
-        ({"triton_serve_generation": {"id": "x", "current": "x"}}, ["a", "x", "x", "unchanged", "-"]),
-        (
-            {
-                "triton_serve_generation": {"id": "x", "current": None},
-                "triton_serve_switch": {"generation": "x", "before": {"current": None}, "duration_s": 1.0},
-                "triton_serve_ready": {"ready_s": 2.04},
-            },
-            ["a", "-", "x", "deployed", "3.0"],
-        ),
-        (
-            {"triton_serve_switch": {"generation": "y", "before": {"current": "x"}, "duration_s": 1.0}},
-            ["a", "x", "y", "switched", "1.0"],
-        ),
-        (
-            {"triton_serve_switch": {"generation": "x", "before": {"current": "x"}, "duration_s": 1.0}},
-            ["a", "x", "x", "restarted", "1.0"],
-        ),
+        (-1, "triton_serve_surge_port_offset -1 is negative"),
+        (1, "triton_serve_surge_port_offset 1 leads from triton_serve_http_port 8000 to triton_serve_grpc_port 8001"),
+        (60000, "triton_serve_surge_port_offset 60000 leads from triton_serve_http_port 8000 to 68000, which is not"),
     ],
 )
-def test_report(variables: dict[str, Any], cells: list[str]) -> None:
-    header, row = report_table([{**HOST, **variables}])
-    assert header.split() == ["host", "before", "now", "what", "seconds"]
-    assert row.split() == " ".join(cells).split()
-
-
-def test_report_of_many_hosts_is_aligned() -> None:
-    lines = report_table([{"inventory_hostname": "a"}, {"inventory_hostname": "a-long-name"}])
-    assert len({line.index("not reached") for line in lines[1:]}) == 1
-    assert report_table([]) == ["host  before  now  what  seconds"]
+def test_a_second_server_needs_ports_of_its_own(offset: int, named: str) -> None:
+    ports = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
+    assert serve(ports=ports, surge_port_offset=0) == [] == serve(ports=ports, surge_port_offset="100")
+    assert named in serve(ports=ports, surge_port_offset=offset)[0]

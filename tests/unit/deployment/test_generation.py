@@ -108,7 +108,7 @@ def test_a_new_generation_is_shown_against_the_one_in_service(tmp_path: Path) ->
     assert "gone" not in {Path(each["before_header"]).name for each in differences(new, complete=False)}
 
 
-def test_stale_after_a_part_was_put_back(tmp_path: Path) -> None:
+def test_outdated_after_a_part_was_put_back(tmp_path: Path) -> None:
     wanted = plan(tmp_path, FILES, {})
     make(wanted)
     (tmp_path / "run").mkdir()
@@ -118,9 +118,9 @@ def test_stale_after_a_part_was_put_back(tmp_path: Path) -> None:
     os.utime(started, (now + 10, now + 10))
     part = tmp_path / "part"
     part.write_text("")
-    assert not wanted.stale(part)
+    assert not wanted.outdated(part)
     os.utime(part, (now + 20, now + 20))
-    assert wanted.stale(part)
+    assert wanted.outdated(part)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,12 @@ def test_unproven_names_what_served_before(tmp_path: Path) -> None:
     assert unproven(tmp_path)["before"] == before
     wanted = plan(tmp_path, FILES, {})
     make(wanted)
-    assert wanted.stale()
+    assert not wanted.ungated, "it is not the one in service"
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to("generations/" + wanted.id)
+    (tmp_path / UNPROVEN).write_text(json.dumps({"generation": wanted.id, "before": before}))
+    wanted = plan(tmp_path, FILES, {})
+    assert wanted.in_place and wanted.ungated and not wanted.outdated()
 
 
 def test_models_are_read_whole_and_missing_ones_named(tmp_path: Path) -> None:

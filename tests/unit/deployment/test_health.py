@@ -162,6 +162,14 @@ def test_how_many_gpus_there_must_be(health: Any, launch: dict[str, Any], gpus: 
     assert health.wanted_gpus({**launch, "gpus": gpus}) == count
 
 
+@pytest.mark.parametrize(("gpus", "count"), [("all", 2), (["0", "1", "2", "3"], 2), ("4", 2), ("none", 0)])
+def test_in_the_second_slot_there_are_only_those_that_serve(
+    health: Any, launch: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gpus: Any, count: int
+) -> None:
+    monkeypatch.setenv("TRTLLM_SLOT", "-b")
+    assert health.wanted_gpus({**launch, "gpus": gpus}) == count
+
+
 def test_the_server_of_rank_0_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "launch.json"
     path.write_text(json.dumps({"stop_timeout": 20}))

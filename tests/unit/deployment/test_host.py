@@ -143,6 +143,7 @@ def test_a_busy_port_names_its_holder(listener: int) -> None:
     assert "port %d on 127.0.0.1 is in use by pid %d (" % (listener, os.getpid()) in problem
     assert "set triton_serve_grpc_port to a free port" in problem
     assert check_port("grpc_port", "127.0.0.1", listener, os.getpid()) == [], "our own server may hold it"
+    assert check_port("grpc_port", "127.0.0.1", listener, None, os.getpid()) == [], "or the one beside it"
     assert check_port("grpc_port", "127.0.0.1", listener, os.getpid() + 1) == [problem]
 
 

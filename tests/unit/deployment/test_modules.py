@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import sys
@@ -167,7 +168,7 @@ def test_a_server_is_started_once_and_stopped_once(module: Run, home: Home) -> N
     assert module("triton_server", check=True, **args)["changed"] and home.started() == []
     answer = module("triton_server", **args)
     assert answer["changed"] and answer["generation"] == one
-    assert answer["before"] == {"current": None, "previous": None, "running": None}
+    assert answer["before"] == {"current": None, "previous": None, "running": None, "slot": "a"}
     assert not module("triton_server", **args)["changed"]
     assert module("triton_server", **args, restart=True)["changed"] and len(home.started()) == 4
     assert module("triton_server", home=str(home.path), state="stopped", check=True)["changed"]
@@ -250,16 +251,32 @@ def run_of(pid: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_second_run_is_refused_and_the_first_goes_on(module: Run, tmp_path: Path) -> None:
+def test_a_second_run_does_not_get_the_host_and_the_first_goes_on(module: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     mine, other = run_of(os.getpid()), run_of(os.getppid())
     assert not preflight(module, home, run=mine, check=True).get("failed") and not home.exists()
     assert not preflight(module, home, run=mine).get("failed")
     for check in (True, False):
-        message = failure(preflight(module, home, run=other, check=check))
-        assert "is being deployed by another run: pid %d (tester" % os.getpid() in message
-        assert "kill %d" % os.getpid() in message
-    assert not preflight(module, home, run=mine).get("failed")
+        lease = preflight(module, home, run=other, check=check)["host"]["lease"]
+        assert lease["foreign"] and not lease["held"] and lease["message"].startswith("pid %d (tester" % os.getpid())
+    assert preflight(module, home, run=mine)["host"]["lease"]["held"]
+    taken = preflight(module, home, run=other, take_over=True)
+    assert taken["host"]["lease"]["held"] and "taken over from another run that seems to live" in str(taken["warnings"])
+    assert preflight(module, home, run=mine)["host"]["lease"]["foreign"]
+
+
+def test_preflight_tells_how_far_a_rollout_came(module: Run, tmp_path: Path) -> None:
+    run = tmp_path / "home" / "run"
+    run.mkdir(parents=True)
+    nothing = preflight(module, run.parent, check=True)["host"]
+    for name in ("unfinished", "staged"):
+        assert nothing[name] is None
+    assert (nothing["slot"], nothing["ready"], nothing["generations"]) == ("a", False, [])
+    begun = {"run": "r", "target": "0123", "since": "2026-01-01T00:00:00Z"}
+    (run / "rollout.json").write_text(json.dumps(begun))
+    (run / "staged.json").write_text(json.dumps({"id": "0123"}))
+    found = preflight(module, run.parent, check=True)["host"]
+    assert found["unfinished"] == begun and found["staged"] == {"id": "0123"}
 
 
 def test_findings_are_one_line(module: Run, tmp_path: Path) -> None:

@@ -97,6 +97,38 @@ def test_a_server_whose_pid_files_are_gone_is_found_and_stopped(home: Home, tmp_
             child.wait()
 
 
+def test_servers_of_two_slots_are_told_apart_without_pid_files(home: Home) -> None:
+    server = Server(home.path)
+    prefix = "--backend-config=python,shm-region-prefix-name="
+    words = {
+        ("server_pid", "a"): ["/x/tritonserver", prefix + server.shm_prefix("a")],
+        ("server_pid", "b"): ["/x/tritonserver", prefix + server.shm_prefix("b")],
+        ("stub", "a"): ["/x/triton_python_backend_stub", server.shm_prefix("a") + "1"],
+        ("stub", "b"): ["/x/triton_python_backend_stub", server.shm_prefix("b") + "1"],
+        ("supervisor_pid", "a"): ["python", "supervisor.supervisord"],
+        ("supervisor_pid", "b"): ["python", "supervisor.supervisord", "-i", _server.IDENTIFIER],
+    }
+    children = {}
+    try:
+        for key, (name, *rest) in words.items():
+            command = [name, "-c", "trap 'exit 0' TERM; sleep 60 & wait", *rest]
+            children[key] = subprocess.Popen(command, executable="/bin/sh", cwd=home.path, start_new_session=True)
+        for (kind, slot), child in children.items():
+            if kind != "stub":
+                assert wait_until(lambda child=child, kind=kind, slot=slot: getattr(server, kind)(slot) == child.pid, 5)
+        assert server.stop(1, "b") is True
+        assert all(children[kind, "b"].wait(5) is not None for kind in ("server_pid", "stub", "supervisor_pid"))
+        assert all(children[kind, "a"].poll() is None for kind in ("server_pid", "stub", "supervisor_pid"))
+        assert server.alive() and not server.alive("b")
+    finally:
+        for child in children.values():
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.wait()
+
+
 @pytest.mark.parametrize("text", ["", "x", "-", "999999999"])
 def test_pid_files_that_name_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "pid").write_text(text)
@@ -227,7 +259,7 @@ def test_the_record_of_a_switch_is_there_before_the_server_is_stopped(
     deploy(home, one).settle()
     seen = []
     monkeypatch.setattr(
-        Server, "stop", lambda self, timeout: seen.append(json.loads((home.path / UNPROVEN).read_text()))
+        Server, "stop", lambda self, timeout, slot=None: seen.append(json.loads((home.path / UNPROVEN).read_text()))
     )
     with pytest.raises(OSError):
         full = OSError(28, "full")

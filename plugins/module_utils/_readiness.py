@@ -165,6 +165,10 @@ class Follower:
     def _now(self) -> float:
         return self._clock() - self._began
 
+    @property
+    def models_ready(self) -> int:
+        return len(self._models_ready)
+
     def _state(self) -> str:
         """The state of the server that was noted last."""
         states = [entry["state"] for entry in self.timeline if "model" not in entry]

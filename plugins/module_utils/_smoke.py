@@ -53,8 +53,15 @@ def _failed(what: str, reply_error: str, status: int, **details: Any) -> SmokeEr
     return SmokeError(f"{what}: HTTP {status}, {said}{hint}", status=status, error=said, **details)
 
 
-def check_answer(text: str, expect: str | None, expect_text: str | None) -> list[str]:
+def check_answer(
+    text: str, expect: str | None, expect_text: str | None, exact: str | None = None, pattern: str | None = None
+) -> list[str]:
+    """exact is compared without the white space around it: tokenizers differ in it."""
     problems = []
+    if pattern and not re.search(pattern, text):
+        problems.append(f"the answer {shown(text)} does not match pattern {pattern!r}")
+    if exact and text.strip() != exact.strip():
+        problems.append(f"the answer {shown(text)} is not {shown(exact)}")
     if expect and not re.search(expect, text):
         problems.append(f"the answer {shown(text)} does not match expect {expect!r}")
     if expect_text and expect_text not in text:
@@ -109,7 +116,8 @@ def ask(
     outcome["latency_s"] = round(clock() - began, 3)
     if not outcome["text"].strip() and not params.get("allow_empty"):
         raise SmokeError(f"{what}: the answer is empty; raise max_tokens, or check the tokenizer", **outcome)
-    problems = check_answer(outcome["text"], params.get("expect"), params.get("expect_text"))
+    wanted = [params.get(name) for name in ("expect", "expect_text", "exact", "pattern")]
+    problems = check_answer(outcome["text"], *wanted)
     bound = params.get("max_latency_s")
     if bound is not None and outcome["latency_s"] > bound:
         problems.append(

@@ -143,12 +143,11 @@ tail:
 """
 
 import traceback
-from typing import Any, Dict
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.trtllm.serving.plugins.module_utils import _containers
-from ansible_collections.trtllm.serving.plugins.module_utils._container_watch import ContainerWatch
-from ansible_collections.trtllm.serving.plugins.module_utils._readiness import MODELS, Follower, NotReady, Watch
+from ansible_collections.trtllm.serving.plugins.module_utils._gate_watch import WATCH_SPEC, watch_of
+from ansible_collections.trtllm.serving.plugins.module_utils._readiness import MODELS, Follower, NotReady
 from ansible_collections.trtllm.serving.plugins.module_utils._runner import Cancellation, Cancelled
 from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import TritonClient, TritonError
 
@@ -159,17 +158,6 @@ except ImportError:
     REQUESTS_ERROR = traceback.format_exc()
 
 
-def watch_of(given: Dict[str, Any], check_mode: bool) -> Watch:
-    if not given.get("container"):
-        return Watch(given.get("pid_file"), given.get("log_file"), given.get("since"))
-    try:
-        return ContainerWatch(_containers.connect(), given["container"])
-    except _containers.ContainerError:
-        if check_mode:
-            return Watch()
-        raise
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -178,12 +166,7 @@ def main() -> None:
             "timeout": {"type": "float", "default": 600},
             "watch": {
                 "type": "dict",
-                "options": {
-                    "container": {"type": "str"},
-                    "pid_file": {"type": "path"},
-                    "log_file": {"type": "path"},
-                    "since": {"type": "float"},
-                },
+                "options": WATCH_SPEC,
             },
         },
         supports_check_mode=True,

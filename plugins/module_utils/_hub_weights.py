@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils import (
     _hub,
     _hub_fetch,
     _hub_words,
+    _progress,
     _tool_module,
     _weights,
 )
@@ -69,6 +71,13 @@ _CLIENT = {
 _CHUNK = 1024 * 1024
 _PAUSE_S = 1.0
 _REPORT_S = 10.0
+# What the client's process says now and then of all files.
+_TOLD = re.compile(r"\(\d+ %\), \d+ of \d+ files")
+
+
+def told(line: str) -> None:
+    if _TOLD.search(line):
+        _progress.tell("getting the weights", text=line)
 
 
 def download_path(final: Path) -> Path:
@@ -138,6 +147,7 @@ class Download:
                 env=self.client_environment(),
                 cwd=self.work,
                 timeout=left,
+                on_line=told,
             )
         self.duration_s += result.duration_s
         try:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.trtllm.serving.plugins.module_utils import _progress
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import changed_inputs, file_sha256, key_of
 from ansible_collections.trtllm.serving.plugins.module_utils._containers import LABEL, ContainerError, explain, failures
 from ansible_collections.trtllm.serving.plugins.module_utils._image_get import find, keep, tag
@@ -243,7 +244,7 @@ def build(
     ]  # fmt: skip
     environment = {**docker.environment, **plan.arguments, "DOCKER_BUILDKIT": "1" if buildkit else "0"}
     try:
-        done = docker.runner.run(argv, log_file=docker.log, env=environment, timeout=timeout)
+        done = docker.runner.run(argv, log_file=docker.log, env=environment, timeout=timeout, on_line=told)
     except RunnerError as exc:
         forget_quietly(client, plan.partial)
         raise type(exc)(f"building image {plan.reference}: {exc} (log {docker.log})") from exc
@@ -280,6 +281,13 @@ def forget_quietly(client: Any, name: str) -> None:
 
 
 # --- failures ---------------------------------------------------------------------------------------------------
+
+
+def told(line: str) -> None:
+    """A step of the Dockerfile that begins, as either builder tells it."""
+    match = re.match(r"^#\d+ \[[^\]]*?(\d+)/(\d+)\]", line) or re.match(r"^Step (\d+)/(\d+) :", line)
+    if match is not None:
+        _progress.tell("building the image", done=int(match.group(1)), total=int(match.group(2)), unit="steps")
 
 
 def failing_step(lines: Sequence[str]) -> str:

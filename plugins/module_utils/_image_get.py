@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, TextIO
 
+from ansible_collections.trtllm.serving.plugins.module_utils import _progress
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import PathLike, hash_files
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact_files import human
 from ansible_collections.trtllm.serving.plugins.module_utils._containers import ContainerError, explain, failures, sdk
@@ -76,17 +77,23 @@ class Progress:
         detail = event.get("progressDetail") or {}
         if layer and detail.get("total"):
             self.layers[layer] = (int(detail.get("current") or 0), int(detail["total"]))
+            done, total = self.sums()
+            _progress.tell("pulling the image", done=done, total=total, unit="bytes")
         if status and self._states.get(layer) != status:
             self._states[layer] = status
             self.line(f"{layer}: {status}" if layer else status)
         self.tell()
+
+    def sums(self) -> tuple[int, int]:
+        """Bytes of all layers that are there, and in all."""
+        return sum(pair[0] for pair in self.layers.values()), sum(pair[1] for pair in self.layers.values())
 
     def tell(self, text: str = "") -> None:
         if time.monotonic() - self._told < PROGRESS_S:
             return
         self._told = time.monotonic()
         if not text and self.layers:
-            done, total = (sum(pair[index] for pair in self.layers.values()) for index in (0, 1))
+            done, total = self.sums()
             text = f"{human(done)} of {human(total)} in {len(self.layers)} layers"
         if text:
             self.line(text)
@@ -317,6 +324,7 @@ def load(
                 cancellation.check()
                 done += len(block)
                 progress.tell(f"{human(done)} of {human(size)} read")
+                _progress.tell("loading the archive", done=done, total=size, unit="bytes")
                 yield block
 
     names: list[str] = []

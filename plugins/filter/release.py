@@ -15,6 +15,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.trtllm.serving.plugins.module_utils import _checkpoint, _containers, _engine, _launch
+from ansible_collections.trtllm.serving.plugins.module_utils._gate_settings import gate_problems
 from ansible_collections.trtllm.serving.plugins.module_utils._options import check_topology, effective_options
 from ansible_collections.trtllm.serving.plugins.module_utils._releases import (
     UnknownRelease,
@@ -130,6 +131,8 @@ def serve_problems(
     environment: object = None,
     kv_cache_fraction: object = None,
     container: object = None,
+    gate: object = None,
+    surge_port_offset: object = 0,
 ) -> list[str]:
     """One line for each setting of the server that cannot be."""
     problems = []
@@ -147,6 +150,7 @@ def serve_problems(
         elif port in seen:
             problems.append(f"triton_serve_{name} and triton_serve_{seen[port]} are both {port}; give each its own")
         seen.setdefault(port, name)
+    problems += _surge_problems({name: int(value) for name, value in ports.items()}, int(str(surge_port_offset)))
     if int(stop_timeout) <= int(exit_timeout):
         problems.append(
             f"triton_serve_stop_timeout {stop_timeout} is not above triton_serve_exit_timeout {exit_timeout};"
@@ -170,6 +174,28 @@ def serve_problems(
             )
     if isinstance(container, Mapping) and container:
         problems += _container_problems(container)
+    if isinstance(gate, Mapping) and gate:
+        problems += gate_problems(**gate)
+    return problems
+
+
+def _surge_problems(ports: Mapping[str, int], offset: int) -> list[str]:
+    """A second server beside the first needs ports of its own; without a surge there is none, and the offset is 0."""
+    if offset < 0:
+        return [f"triton_serve_surge_port_offset {offset} is negative; give a number above 0"]
+    names = {port: name for name, port in ports.items()}
+    problems = []
+    for name, port in ports.items() if offset else ():
+        if not 0 < port + offset < 65536:
+            problems.append(
+                f"triton_serve_surge_port_offset {offset} leads from triton_serve_{name} {port} to {port + offset},"
+                " which is not a TCP port; lower it"
+            )
+        elif port + offset in names:
+            problems.append(
+                f"triton_serve_surge_port_offset {offset} leads from triton_serve_{name} {port} to"
+                f" triton_serve_{names[port + offset]} {port + offset}; choose another one"
+            )
     return problems
 
 

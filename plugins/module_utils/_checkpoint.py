@@ -198,6 +198,8 @@ def convert(
         timeout=params.get("timeout"),
         container=container,
         reads=[str(model_dir), *_tool_module.existing_paths(options)],
+        doing="converting",
+        ranks=sizes["world_size"],
     )
     result: dict[str, Any] = {"key": key, "path": str(final), **world}
     checked = verify(final, full=full, kind=KIND, key=key, tick=cancellation.check)

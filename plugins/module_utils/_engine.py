@@ -249,6 +249,8 @@ def build(
         container=container,
         reads=[str(checkpoint), *_tool_module.existing_paths(options, WRITTEN)],
         writes=sorted({os.path.dirname(path) for path in written}),
+        doing="building the engine",
+        ranks=world,
     )
     result: dict[str, Any] = {"key": key, "path": str(final), "world_size": world, "ranks": ranks_of(world)}
     checked = verify(final, full=full, kind=KIND, key=key, tick=cancellation.check)

@@ -29,11 +29,14 @@ from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     short_key,
     verify,
 )
+from ansible_collections.trtllm.serving.plugins.module_utils._server_state import active_slot, server_record
 
 KIND = "generation"
 HOME_TOKEN = "${trtllm_home}"
 # Names the generation in service as long as its gate is not passed, and what served before it.
 UNPROVEN = "run/unproven.json"
+# Below home/run: the generation that was assembled last.
+STAGED = "staged.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -126,19 +129,19 @@ class Plan:
     def in_place(self) -> bool:
         return self.made and not self.drift and self.current == self.id
 
-    def stale(self, *others: Path) -> bool:
-        """Whether the server was started before one of its parts was put back, or never passed its gate.
-
-        Also when the run that did so then broke off.
-        """
-        if unproven(self.home):
-            return True
+    def outdated(self, *others: Path) -> bool:
+        """Whether the server was started before one of its parts was put back. Also by a run that then broke off."""
         try:
-            started = (self.home / "run" / "server.json").stat().st_mtime
+            started = (self.home / "run" / server_record(active_slot(self.home))).stat().st_mtime
         except OSError:
             return False
         parts = [self.path / MANIFEST, *others]
         return any(part.stat().st_mtime > started for part in parts if part.is_file())
+
+    @property
+    def ungated(self) -> bool:
+        """Whether it is in place, and the run that switched to it broke off before its gate was passed."""
+        return self.in_place and bool(unproven(self.home))
 
 
 def plan(home: Path, files: Mapping[str, str], identity: Mapping[str, Any]) -> Plan:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
-from ansible_collections.trtllm.serving.plugins.module_utils import _releases
+from ansible_collections.trtllm.serving.plugins.module_utils import _progress, _releases
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     MANIFEST,
     ArtifactError,
@@ -181,6 +181,9 @@ class Job:
     # What the tool reads, and the user's directories that it writes into: all that it sees in a container.
     reads: Sequence[str] = ()
     writes: Sequence[str] = ()
+    # What is told while it runs: of ranks, how many have come.
+    doing: str = ""
+    ranks: int = 0
 
     def shown_command(self) -> list[str]:
         secrets = secret_values(self.environment)
@@ -277,15 +280,16 @@ def _run(job: Job, runner: Runner, partial: Path, log_file: Path) -> RunResult:
     # Upstream's tools drop caches into their working directory: give them one that goes away.
     scratch = tempfile.mkdtemp(prefix=".scratch-", suffix=".partial", dir=partial.parent)
     try:
-        return runner.run(
-            job.command(partial),
-            log_file=log_file,
-            env=job.environment,
-            cwd=scratch,
-            timeout=job.timeout,
-            reads=job.reads,
-            writes=[partial],
-        )
+        with _progress.RankFiles(_progress.current, partial, job.ranks, job.doing or f"running {job.tool}"):
+            return runner.run(
+                job.command(partial),
+                log_file=log_file,
+                env=job.environment,
+                cwd=scratch,
+                timeout=job.timeout,
+                reads=job.reads,
+                writes=[partial],
+            )
     finally:
         remove_tree(scratch)
 
@@ -315,6 +319,7 @@ def argument_spec(**own: Any) -> dict[str, Any]:
             },
         },
         "verify": {"type": "str", "choices": ["fast", "full"], "default": "fast"},
+        "progress": {"type": "path"},
         **own,
     }
 
@@ -325,6 +330,7 @@ Work = Callable[[Mapping[str, Any], bool, Cancellation], dict[str, Any]]
 def run_module(module: Any, work: Work) -> None:
     """Runs a module's work and ends the module with its result, or with a failure of one line."""
     params = dict(module.params)
+    _progress.use(params.get("progress"))
     for name, folder in _BELOW_HOME.items():
         if name in params and not params[name]:
             params[name] = os.path.join(params["home"], folder)

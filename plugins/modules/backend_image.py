@@ -147,6 +147,11 @@ options:
     description: Seconds that each step (a pull, the checkout's commands, the build, loading) may take.
     type: float
     default: 14400
+  progress:
+    description:
+      - File on the host in which the module tells how far it is, while it runs. The action plugin of the module gives
+        one and reads it now and then.
+    type: path
 notes:
   - Needs Python 3.9 or newer with the package docker on the host, as M(trtllm.serving.host_environment) provides it.
   - A build, and images without the models' files, need git, and git-lfs for the build.
@@ -287,6 +292,7 @@ log_files:
 import os
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.trtllm.serving.plugins.module_utils import _progress
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import ArtifactError
 from ansible_collections.trtllm.serving.plugins.module_utils._containers import ContainerError
 from ansible_collections.trtllm.serving.plugins.module_utils._image import provide
@@ -327,12 +333,14 @@ def main() -> None:
             device_policy=dict(type="str", choices=["auto", "cdi", "runtime"], default="auto"),
             docker=dict(type="str", default="docker"),
             timeout=dict(type="float", default=14400),
+            progress=dict(type="path"),
         ),
         required_if=[("method", "load", ("archive", "sha256"))],
         supports_check_mode=True,
     )
     # What is checked out becomes part of an image, which others than root run.
     os.umask(0o022)
+    _progress.use(module.params["progress"])
     try:
         with Cancellation() as cancellation:
             result = provide(module.params, module.check_mode, cancellation)

@@ -179,6 +179,11 @@ options:
     type: str
     choices: [fast, full]
     default: fast
+  progress:
+    description:
+      - File on the host in which the module tells how far it is, while it runs. The action plugin of the module gives
+        one and reads it now and then.
+    type: path
 notes:
   - Needs Python 3.9 or newer on the host, and no package.
 seealso:
@@ -342,6 +347,7 @@ def main() -> None:
             "timeout": {"type": "float"},
             "environment": {"type": "dict", "default": {}},
             "verify": {"type": "str", "choices": ["fast", "full"], "default": "fast"},
+            "progress": {"type": "path"},
         },
         mutually_exclusive=[("hub", "importer"), ("hub", "path")],
         supports_check_mode=True,

@@ -97,6 +97,14 @@ options:
         of its C(probe).
     type: dict
     required: true
+  run:
+    description: Identity of this run, as M(trtllm.serving.host_preflight) returned it with the host's lease.
+    type: str
+    default: ""
+  release_lease:
+    description: Whether the host's lease is given back when the server already serves this generation.
+    type: bool
+    default: false
 requirements:
   - docker and requests, for O(runtime=docker)
 notes:
@@ -139,14 +147,28 @@ previous:
   type: str
 in_place:
   description:
-    - Whether this very generation is the one in service, with every file as it was made, and nothing put back since
-      the server was started.
+    - Whether this very generation is the one in service and has passed its gate, with every file as it was made, and
+      nothing put back since the server was started.
   returned: always
   type: bool
 serving:
   description:
     - Whether it is in place, and the server gave a token when it was asked as C(launch.probe) says.
     - A container must also run, be as this generation would make it now, and see its GPUs.
+  returned: always
+  type: bool
+ungated:
+  description:
+    - Whether a server of this very generation runs as it was made, and the run that started it broke off before its
+      gate.
+  returned: always
+  type: bool
+unfinished:
+  description: Whether a rollout of this host was begun and not finished.
+  returned: always
+  type: bool
+released:
+  description: Whether the host's lease was given back.
   returned: always
   type: bool
 reason:
@@ -196,7 +218,10 @@ from ansible_collections.trtllm.serving.plugins.module_utils._generation_checks 
 from ansible_collections.trtllm.serving.plugins.module_utils._lock import HostLock, LockError
 from ansible_collections.trtllm.serving.plugins.module_utils._model_config import ConfigError, Unavailable
 from ansible_collections.trtllm.serving.plugins.module_utils._server_base import ServerError, no_token
+from ansible_collections.trtllm.serving.plugins.module_utils._server_state import active_url, read_rollout
+from ansible_collections.trtllm.serving.plugins.module_utils._staging import fence, give_back, runs, stage
 
+UNGATED = "its gate was never passed"
 FAILURES = (
     GenerationError, ArtifactError, LockError, ConfigError, Unavailable, ServerError, _containers.ContainerError,
 )  # fmt: skip
@@ -239,14 +264,15 @@ def wanted(params: Dict[str, Any], check_mode: bool) -> Tuple[Plan, bool]:
     return plan(Path(params["home"]), files, identity), bool(known)
 
 
-def why_silent(probe: Optional[Dict[str, Any]]) -> str:
+def why_silent(home: Path, launch: Dict[str, Any]) -> str:
     """Why the server gave no token just now; empty when it did, or when there is no question to ask.
 
     Health endpoints stay green when a model's process has crashed, so the question is whether a token comes.
     """
+    probe = launch.get("probe")
     if not probe:
         return ""
-    return no_token(str(probe["url"]), str(probe["model"]), str(probe["prompt"]), float(probe["timeout"]))
+    return no_token(str(active_url(home, launch)), str(probe["model"]), str(probe["prompt"]), float(probe["timeout"]))
 
 
 def trouble(params: Dict[str, Any], generation: Plan, check_mode: bool) -> str:
@@ -264,7 +290,7 @@ def trouble(params: Dict[str, Any], generation: Plan, check_mode: bool) -> str:
             found = str(exc)
         if found:
             return found
-    return why_silent(launch.get("probe"))
+    return why_silent(Path(params["home"]), launch)
 
 
 def changes_of(generation: Plan) -> List[str]:
@@ -290,12 +316,16 @@ def main() -> None:
             image_digest=dict(type="str", default=""),
             files=dict(type="dict", default={}),
             launch=dict(type="dict", required=True),
+            run=dict(type="str", default=""),
+            release_lease=dict(type="bool", default=False),
         ),
         supports_check_mode=True,
     )
     params = module.params
+    home = Path(params["home"])
     try:
-        check_runtime(Path(params["home"]), params["runtime"])
+        fence(home, params["run"])
+        check_runtime(home, params["runtime"])
         generation, known = wanted(params, module.check_mode)
         # A generation that is there was parsed before it was made.
         may_lack = module.check_mode or params["runtime"] == "docker"
@@ -308,12 +338,15 @@ def main() -> None:
         if parsed and not generation.made and "tensorrt_llm" in params["configs"] and Path(params["engine"]).is_dir():
             check_batch(params["engine"], params["configs"]["tensorrt_llm"])
         others = [] if params["models_in_image"] else [Path(params["models"]).parent.parent / MANIFEST]
-        in_place = generation.in_place and not generation.stale(*others)
+        current = generation.in_place and not generation.outdated(*others)
+        # What a run that broke off has started goes on to its gate, however far it has loaded.
+        ungated = current and generation.ungated and runs(home, params, generation.id)
+        in_place = current and not generation.ungated
         silence = trouble(params, generation, module.check_mode) if in_place else ""
         edited = changes_of(generation)
         reason = silence or ("changed by hand: " + ", ".join(edited) if edited else "")
         if not reason and generation.in_place and not in_place:
-            reason = "the server was started before a part of it was put back, or its gate was never passed"
+            reason = UNGATED if current else "the server was started before a part of it was put back"
         result: Dict[str, Any] = {
             "changed": not generation.made or bool(generation.drift),
             "id": generation.id if known else None,
@@ -322,6 +355,9 @@ def main() -> None:
             "previous": generation.previous,
             "in_place": in_place,
             "serving": in_place and not silence,
+            "ungated": ungated,
+            "unfinished": bool(read_rollout(home)),
+            "released": False,
             "silence": silence,
             "reason": reason,
             "repaired": list(generation.drift),
@@ -334,6 +370,10 @@ def main() -> None:
                     repair(generation)
                 else:
                     make(generation)
+        if known and not module.check_mode:
+            stage(home, generation.id, params["run"])
+            if params["release_lease"] and result["serving"] and not result["unfinished"]:
+                result["released"] = give_back(home, params["run"])
     except FAILURES as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(**result)

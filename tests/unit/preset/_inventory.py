@@ -18,6 +18,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = ("docker_nvidia", "tensorrtllm_backend_build", "mixtral_engine", "triton_serve")
+# Those that do nothing to a serving host itself.
+FLEET_ROLES = ("triton_pool", "triton_lb", "triton_monitoring")
 
 # What the roles before it would have registered, at the time when the server is configured.
 MADE: dict[str, Any] = {
@@ -52,7 +54,9 @@ MADE: dict[str, Any] = {
 
 def environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "TRTLLM_", "HF_"))}
-    return {**kept, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(folder), "ANSIBLE_LOCALHOST_WARNING": "false"}
+    told = {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_HOME": str(folder), "ANSIBLE_LOCALHOST_WARNING": "false"}
+    # Where the reports of runs are kept.
+    return {**kept, **told, "XDG_STATE_HOME": str(folder)}
 
 
 def playbook(folder: Path, inventory: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -38,7 +38,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_variables_and_playbooks_exist(page: Path) -> None:
     text = (ROOT / page).read_text("utf-8")
-    for role in _inventory.ROLES:
+    for role in (*_inventory.ROLES, *_inventory.FLEET_ROLES):
         # What a role registers, and how a family of variables begins, are no variables of its defaults.
         tasks = "".join(path.read_text("utf-8") for path in sorted((ROOT / "roles" / role).rglob("*.yml")))
         for name in set(re.findall(r"\b%s_\w+\b" % role, text)):

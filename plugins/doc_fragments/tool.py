@@ -113,4 +113,9 @@ options:
     type: str
     choices: [fast, full]
     default: fast
+  progress:
+    description:
+      - File on the host in which the module tells how far it is, while it runs. The action plugin of the module gives
+        one and reads it now and then.
+    type: path
 """

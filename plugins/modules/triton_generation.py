@@ -324,7 +324,8 @@ def main() -> None:
     params = module.params
     home = Path(params["home"])
     try:
-        fence(home, params["run"])
+        if not module.check_mode:
+            fence(home, params["run"])
         check_runtime(home, params["runtime"])
         generation, known = wanted(params, module.check_mode)
         # A generation that is there was parsed before it was made.

@@ -51,11 +51,12 @@ bench:
 
 # make test: everything; make test STAGES="unit demo": only these. lint, unit, sanity and molecule are stages too.
 # Where Docker's stages cannot run they fail; make test ALLOW_SKIP=1 skips them.
+# make fleet: the whole scenario of a fleet, six hosts under load and every fault, which make test has a short form of.
 STAGES ?=
 ALLOW_SKIP ?=
 export ALLOW_SKIP
 DEVELOPMENT = $(PYTHON) scripts/bootstrap.py --venv $(DEV) --requirements requirements/dev.txt
-.PHONY: test lint unit sanity molecule docs requirements
+.PHONY: test lint unit sanity molecule fleet docs requirements
 test:
 	@$(DEVELOPMENT)
 	@$(DEV)/bin/python scripts/test.py $(STAGES)
@@ -63,6 +64,10 @@ test:
 lint unit sanity molecule:
 	@$(DEVELOPMENT)
 	@$(DEV)/bin/python scripts/test.py $@
+
+fleet:
+	@$(DEVELOPMENT)
+	@$(DEV)/bin/python scripts/test.py fleet-full
 
 # roles/*/README.md from each role's argument_specs.
 docs:

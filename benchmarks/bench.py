@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / ".collections"), str(ROOT / "benchmarks")]
 
 import docker_host
+import fleet
 import requests
 from ansible_collections.trtllm.serving.plugins.module_utils._readiness import Follower, Watch
 from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
@@ -217,7 +218,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each playbook")
     parser.add_argument("--starts", type=int, default=9, help="starts of the server for the readiness lag")
     parser.add_argument("--fresh", action="store_true", help="remove the folder first")
-    parser.add_argument("--only-docker", action="store_true", help="only the host with Docker")
+    parser.add_argument("--only", choices=["demo", "docker", "fleet"], help="only one part")
+    parser.add_argument("--only-docker", action="store_const", dest="only", const="docker", help="--only docker")
     options = parser.parse_args()
     if options.fresh and options.work.exists():
         shutil.rmtree(options.work)
@@ -225,12 +227,15 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
 
     rows: list[str] = []
-    if not options.only_docker:
+    if options.only in (None, "demo"):
         with tiny_server(work) as (server, port):
             rows = readiness_lag(server, port, options.starts)
             rows += [load(port, 1, 100, 16), load(port, 8, 40, 16)]
         rows = noop_against_tutorial(work, options.repeats) + rows
-    rows += docker_host.rows(work, options.repeats, Play)
+    if options.only in (None, "docker"):
+        rows += docker_host.rows(work, options.repeats, Play)
+    if options.only in (None, "fleet"):
+        rows += fleet.rows(work, options.repeats, Play)
     machine = (platform.python_version(), platform.machine(), os.cpu_count() or 0, os.getloadavg()[0])
     print("Python %s, %s, %d CPUs, load %.1f" % machine)
     print("\n| what | figure |\n| --- | --- |")

@@ -69,7 +69,9 @@ def network(links: dict[str, tuple[str, int]]) -> Iterator[None]:
         yield
     finally:
         for space in made:
-            for pid in subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split():
+            for pid in subprocess.run(
+                ["ip", "netns", "pids", space], capture_output=True, text=True, check=False
+            ).stdout.split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", space], check=False)

@@ -5,10 +5,11 @@
 """Everything that is checked, stage by stage; the last line says how much passed and how much failed.
 
 `make test` runs it by the development environment's Python. Everything it makes is below .work, and the logs of the
-stages are in .work/test/logs. The stages testbed, docker, debian and redhat need root and Docker Engine: on a machine
-of the Debian family what is missing is installed, and an engine that nothing else manages is started, and stopped again
-at the end. Where they cannot run they fail and say why; ALLOW_SKIP=1 skips them instead. Images of the test bed stay in
-the engine for the next run, under the name trtllm-test.
+stages are in .work/test/logs. The stages testbed, docker, debian, redhat and fleet need root and Docker Engine, others
+HAProxy, Prometheus' promtool or a registry: on a machine of the Debian family what is missing is installed, and an
+engine that nothing else manages is started, and stopped again at the end. Where they cannot run they fail and say why;
+ALLOW_SKIP=1 skips them instead. Images of the test bed stay in the engine for the next run, under the name trtllm-test.
+fleet-full, the whole of the scenario fleet, runs only when it is named.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ def environment() -> dict[str, str]:
     kept.setdefault("PIP_CACHE_DIR", str(WORK / "cache" / "pip"))
     return {
         **kept,
-        "PATH": "%s%s%s" % (BIN, os.pathsep, kept.get("PATH", os.defpath)),
+        "PATH": os.pathsep.join([str(BIN), kept.get("PATH", os.defpath), "/usr/sbin", "/sbin"]),
         "LC_ALL": "C.UTF-8",
         "NO_COLOR": "1",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_HOME": str(WORK / "test" / "ansible"),
+        "XDG_STATE_HOME": str(WORK / "test" / "state"),
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".collections"),
         "PYTHONPYCACHEPREFIX": str(WORK / "pycache"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -213,7 +215,7 @@ def lint(stage: Stage) -> None:
 
 
 def unit(stage: Stage) -> None:
-    stage.pytest("tests/unit tests/parity", ["tests/unit", "tests/parity"], 600)
+    stage.pytest("tests/unit tests/parity tests/fleet", ["tests/unit", "tests/parity", "tests/fleet"], 600)
 
 
 GET_PIP = '''\
@@ -297,14 +299,14 @@ def molecule(stage: Stage) -> None:
     stage.check("molecule test", [*command, "test", "--scenario-name", "default"], 600, **env)
 
 
-def machine(stage: Stage) -> bool:
-    """Whether the stages with Docker can run here; why not is said once for each."""
+def machine(stage: Stage, *tools: str) -> bool:
+    """Whether a stage can run here that needs Docker, or only these programs; why not is said once for each."""
 
     def say(what: str) -> None:
         with PRINTING:
             print("\n%s: %s" % (stage.name, what), flush=True)
 
-    problem = MACHINE.prepare(say)
+    problem = MACHINE.tools(say, tools) if tools else MACHINE.prepare(say)
     if problem and ALLOW_SKIP:
         stage.skip(stage.name, problem)
     elif problem:
@@ -326,18 +328,22 @@ def host(stage: Stage) -> None:
     """A scenario of molecule on a host of the test bed; its tests are counted one by one."""
     if not machine(stage):
         return
-    command = [BIN / "molecule", "--base-config", ".config/molecule/config.yml"]
-    argv = [*command, "test", "--scenario-name", stage.name]
     env = {"MOLECULE_COMMAND_BORDERS": "false", "ANSIBLE_HOME": str(WORK / "test" / stage.name)}
     shutil.rmtree(env["ANSIBLE_HOME"], ignore_errors=True)
     try:
-        code, output, seconds = stage.run("molecule test", argv, 1500, **env)
+        scenario(stage, stage.name, 1500, env)
     finally:
         # Also when the run was interrupted or took too long, and molecule could not do it.
         name = "trtllm-test-%s" % stage.name
         containers = ["%s-%s" % (name, part) for part in ("host", "repo", "registry")]
         for argv in (["docker", "rm", "--force", "--volumes", *containers], ["docker", "network", "rm", name]):
             subprocess.run(argv, env=environment(), capture_output=True, check=False)
+
+
+def scenario(stage: Stage, name: str, timeout: float, env: dict[str, str]) -> None:
+    """A whole scenario of molecule: its steps and its tests are counted one by one."""
+    argv = [BIN / "molecule", "--base-config", ".config/molecule/config.yml", "test", "--scenario-name", name]
+    code, output, seconds = stage.run("molecule test", argv, timeout, **env)
     counts = {
         what: sum(int(number) for number in re.findall(r"(?m)^.*?(\d+) %s\b.* in [0-9.:]+s" % what, output))
         for what in ("passed", "failed", "skipped")
@@ -363,6 +369,41 @@ def matrix(stage: Stage) -> None:
     stage.pytest("tests/matrix", ["tests/matrix"], 600)
 
 
+def rollout(stage: Stage) -> None:
+    stage.pytest("tests/rollout", ["tests/rollout"], 1500)
+
+
+def lb(stage: Stage) -> None:
+    if machine(stage, "haproxy", "openssl"):
+        stage.pytest("tests/lb", ["tests/lb"], 900)
+
+
+def distribution(stage: Stage) -> None:
+    if machine(stage, "docker-registry", "htpasswd", "openssl"):
+        stage.pytest("tests/distribution", ["tests/distribution"], 900)
+
+
+def monitoring(stage: Stage) -> None:
+    if machine(stage, "promtool"):
+        stage.pytest("tests/monitoring", ["tests/monitoring"], 300)
+
+
+def fleet(stage: Stage) -> None:
+    """molecule's scenario of hosts behind a balancer, short or whole."""
+    if not machine(stage):
+        return
+    variant = "full" if stage.name == "fleet-full" else "short"
+    home = WORK / "test" / "fleet"
+    env = {"MOLECULE_COMMAND_BORDERS": "false", "ANSIBLE_HOME": str(home), "TRTLLM_TEST_FLEET": variant}
+    shutil.rmtree(home, ignore_errors=True)
+    try:
+        scenario(stage, "fleet", 1700, env)
+    finally:
+        # Also when the run was interrupted or took too long, and molecule could not do it.
+        bed = [sys.executable, "tests/fleet/bed.py", "destroy", "--name", "trtllm-test-fleet"]
+        subprocess.run(bed, cwd=ROOT, env=environment(), capture_output=True, check=False)
+
+
 STAGES = {
     stage.name: stage
     for stage in (
@@ -375,16 +416,25 @@ STAGES = {
         Stage("molecule", "check, converge, idempotence, verify, rollback, destroy", molecule),
         Stage("installed", "the collection built, installed and run by its names", installed),
         Stage("matrix", "the oldest and the newest ansible-core", matrix),
+        Stage("rollout", "Ansible's traps, batches and budgets, and runs that are killed, by real playbooks", rollout),
+        Stage("lb", "real HAProxy processes: drain, reload, the role triton_lb", lb),
+        Stage("distribution", "engines from a real registry, built once", distribution),
+        Stage("monitoring", "rules and targets before promtool", monitoring),
         Stage("testbed", "images of the test hosts, of Debian's packages and PyPI's", testbed),
         Stage("docker", "modules with the machine's Docker Engine", docker),
         Stage("debian", "a host with apt and Docker: check, converge, idempotence, verify, reboot, faults", host),
         Stage("redhat", "the same on a host with dnf", host),
+        Stage("fleet", "three hosts behind HAProxy under load: redeploy, rollback, poisoned engine", fleet),
+        Stage("fleet-full", "six hosts in two pools, 10,000 requests, and every fault", fleet),
     )
 }
+# Only when named: what it adds to the short one takes longer than all the rest.
+BY_NAME = ("fleet-full",)
 # What needs no server runs beside what does: a deployment waits for its server much of the time.
 LANES = (
-    ("demo", "triton", "hub", "molecule", "installed", "matrix", "redhat"),
+    ("demo", "triton", "molecule", "installed", "matrix", "redhat"),
     ("testbed", "lint", "unit", "sanity", "docker", "debian"),
+    ("hub", "monitoring", "lb", "distribution", "rollout", "fleet", "fleet-full"),
 )
 
 PRINTING = threading.Lock()
@@ -410,12 +460,13 @@ def lane(names: list[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="one or more of %s; all without" % ", ".join(STAGES))
+    told = "one or more of %s; without, all but %s" % (", ".join(STAGES), ", ".join(BY_NAME))
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=told)
     options = parser.parse_args()
     unknown = [name for name in options.stages if name not in STAGES]
     if unknown:
         parser.error("unknown stage %s: choose from %s" % (", ".join(unknown), ", ".join(STAGES)))
-    wanted = options.stages or list(STAGES)
+    wanted = options.stages or [name for name in STAGES if name not in BY_NAME]
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     begun = time.monotonic()

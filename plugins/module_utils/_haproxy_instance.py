@@ -165,7 +165,7 @@ class Instance:
         code, said = run(["systemctl", *words], self.settings.timeout + 60)
         if code:
             unit = f"--unit={self.settings.service}"
-            _, journal = run(["journalctl", unit, "--lines=20", "--output=cat", "--no-pager"])
+            _code, journal = run(["journalctl", unit, "--lines=20", "--output=cat", "--no-pager"])
             alerts = [line.strip() for line in journal.splitlines() if "ALERT" in line]
             last = (alerts or said.strip().splitlines() or ["no reason was given"])[-1]
             raise HaproxyError(f"systemctl {' '.join(words)} failed: {last}")

@@ -58,7 +58,7 @@ def connections(proc: Path, pid: int, address: str, port: int) -> set[str]:
 def _parent(proc: Path, pid: int) -> int | None:
     """The parent of a process that is an HAProxy; None for any other."""
     try:
-        head, _, tail = (proc / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")
+        head, _closing, tail = (proc / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")
     except OSError:
         return None
     if head.partition("(")[2] != "haproxy":

@@ -60,7 +60,7 @@ options:
   on_timeout:
     description:
       - What happens when sessions are left after O(timeout). With V(fail) the task fails, and the server stays drained;
-        RV(changed) tells whether there is something to undo. V(continue) goes on.
+        C(changed) tells whether there is something to undo. V(continue) goes on.
     type: str
     choices: [fail, continue]
     default: fail

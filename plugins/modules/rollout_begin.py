@@ -69,7 +69,10 @@ from ansible.module_utils.basic import AnsibleModule
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=dict(directory=dict(type="path", default="")),
+        supports_check_mode=True,
+    )
     module.fail_json(msg="rollout_begin runs on the controller, as an action of this collection")
 
 

@@ -90,7 +90,16 @@ from ansible.module_utils.basic import AnsibleModule
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=dict(
+            outcome=dict(type="str", required=True, choices=["done", "unchanged", "failed", "lost", "skipped"]),
+            cause=dict(type="str", default=""),
+            to=dict(type="str", default=""),
+            left=dict(type="str", default=""),
+            **{"from": dict(type="str", default="")},
+        ),
+        supports_check_mode=True,
+    )
     module.fail_json(msg="rollout_outcome runs on the controller, as an action of this collection")
 
 

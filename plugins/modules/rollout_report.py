@@ -80,7 +80,14 @@ from ansible.module_utils.basic import AnsibleModule
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=dict(
+            plan=dict(type="dict", default={}),
+            run=dict(type="dict", default={}),
+            hosts=dict(type="list", elements="str", default=[]),
+        ),
+        supports_check_mode=True,
+    )
     module.fail_json(msg="rollout_report runs on the controller, as an action of this collection")
 
 

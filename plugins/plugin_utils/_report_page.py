@@ -132,7 +132,7 @@ class Axis:
         self.length = max(max(ends, default=self.begin) - self.begin, 1.0)
         self.step = _step(self.length)
 
-    def bar(self, span: Span) -> tuple[float, float]:
+    def place(self, span: Span) -> tuple[float, float]:
         end = span.end if span.end is not None else self.begin + self.length
         left = 100.0 * (span.start - self.begin) / self.length
         return max(0.0, left), max(0.0, min(100.0 - left, 100.0 * (end - span.start) / self.length))
@@ -148,7 +148,7 @@ class Axis:
 
 
 def _bar(span: Span, axis: Axis) -> str:
-    left, width = axis.bar(span)
+    left, width = axis.place(span)
     classes, said = [_class(span.stage)], f"{span.stage}, {span.seconds:.1f} s"
     if span.outcome == OPEN:
         classes.append("open")
@@ -162,7 +162,7 @@ def _bar(span: Span, axis: Axis) -> str:
 
 
 def _under(span: Span, axis: Axis) -> str:
-    left, width = axis.bar(span)
+    left, width = axis.place(span)
     return '<b class="under %s" style="left:%.3f%%;width:%.3f%%" title="%s"></b>' % (
         _class(span.stage), left, width, _text(f"{span.stage} in all, {span.seconds:.1f} s"),
     )  # fmt: skip

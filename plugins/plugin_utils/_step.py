@@ -144,7 +144,7 @@ def placed(stages: object, begun: float, ended: float) -> list[dict[str, Any]]:
             found.append((str(part["name"]), offset, seconds, str(part.get("outcome") or "ok")))
         except (AttributeError, KeyError, TypeError, ValueError):
             continue
-    base = max([begun, *([ended - max(offset + seconds for _, offset, seconds, _ in found)] if found else [])])
+    base = max([begun, *([ended - max(part[1] + part[2] for part in found)] if found else [])])
     return [
         {
             "name": name,

@@ -259,7 +259,8 @@ def test_a_gate_that_fails_leaves_what_served_before(host: Host) -> None:
     current = os.readlink(host.site.home / "current")
     recap = host.run(**other(7), triton_serve_probe_interval=31, triton_serve_smoke_expect="^cannot match$")
     assert recap.returncode != 0
-    assert "does not match pattern '^cannot match$' (serves %s)" % Path(current).name in " ".join(failures(recap.output))
+    told = " ".join(failures(recap.output))
+    assert "does not match pattern '^cannot match$' (serves %s)" % Path(current).name in told
     assert os.readlink(host.site.home / "current") == current
     assert host.site.generate()
     assert host.run(**other(7)).succeeded().counts["changed"] == 0

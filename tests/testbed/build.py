@@ -159,6 +159,8 @@ IMAGES: dict[str, Image] = {
     "host": Image(base="base", files=(NVIDIA / "nvidia-smi", NVIDIA / "nvidia-standin.conf")),
     "repo": Image(base="base", files=(*(NVIDIA / name for name in TOOLKIT), HERE / "gitserver.py")),
     "host-debian": Image(base="host", folder="debian"),
+    "fleet": Image(base="base"),
+    "fleet-balancer": Image(base="host"),
     "host-el9": Image(base="host", images={"REPO": "repo"}, folder="el", arguments={"EL": "9", "EL_FULL": "9.5"}),
 }
 

@@ -2,20 +2,21 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the tests with Docker need of this machine: installed and started where that is allowed.
+"""What the tests need of this machine: installed and, Docker Engine, started where that is allowed.
 
 A Docker Engine that is started here, because nothing else manages it, is stopped again at the end. Packages stay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # program: Debian package
@@ -23,6 +24,13 @@ PROGRAMS = {
     "docker": "docker.io", "dockerd": "docker.io", "mmdebstrap": "mmdebstrap", "git": "git", "git-lfs": "git-lfs",
     "ssh": "openssh-client", "iptables": "iptables", "ip": "iproute2",
 }  # fmt: skip
+# What tests run as processes of their own, without what their packages recommend.
+TOOLS = {
+    "haproxy": "haproxy", "promtool": "prometheus", "docker-registry": "docker-registry", "htpasswd": "apache2-utils",
+    "openssl": "openssl",
+    "ssh-keygen": "openssh-client", "ip": "iproute2", "tc": "iproute2",
+}  # fmt: skip
+POLICY = Path("/usr/sbin/policy-rc.d")
 SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
@@ -35,6 +43,20 @@ def answers() -> str:
     )
     # A client without a server exits with 0 in some versions.
     return "" if done.returncode == 0 and done.stdout.strip() else (done.stderr.strip() or "no answer").splitlines()[-1]
+
+
+@contextlib.contextmanager
+def no_services() -> Iterator[None]:
+    """Packages that are installed meanwhile start nothing by themselves, unless the machine has its own say in that."""
+    mine = not POLICY.exists()
+    if mine:
+        POLICY.write_text("#!/bin/sh\nexit 101\n", "ascii")
+        POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        if mine:
+            POLICY.unlink(missing_ok=True)
 
 
 class Machine:
@@ -51,31 +73,44 @@ class Machine:
         """Empty when the tests with Docker can run here, otherwise why they cannot."""
         with self.lock:
             if not self.asked:
-                self.problem = self.install(say) or self.start(say)
+                self.problem = self.install_docker(say) or self.start(say)
                 self.asked = True
             return self.problem
 
-    def install(self, say: Callable[[str], None]) -> str:
+    def tools(self, say: Callable[[str], None], names: tuple[str, ...]) -> str:
+        """Empty when these programs are here, otherwise why they are not."""
+        with self.lock:
+            return self.install(say, {name: TOOLS[name] for name in names}, "--no-install-recommends")
+
+    def install_docker(self, say: Callable[[str], None]) -> str:
         if os.geteuid() != 0:
             return "the test bed's images are made by root, and this is uid %d" % os.geteuid()
-        missing = [name for name in PROGRAMS if not shutil.which(name, path=SEARCHED)]
+        return self.install(say, PROGRAMS)
+
+    def install(self, say: Callable[[str], None], programs: dict[str, str], *options: str) -> str:
+        missing = [name for name in programs if not shutil.which(name, path=SEARCHED)]
         if not missing:
             return ""
+        packages = sorted({programs[name] for name in missing})
+        if os.geteuid() != 0:
+            return "%s missing, and only root could install: apt-get install %s" % (
+                ", ".join(missing), " ".join(packages)
+            )  # fmt: skip
         if not shutil.which("apt-get") or not Path("/etc/debian_version").is_file():
             return "%s missing, and this machine is not of the Debian family" % ", ".join(missing)
-        packages = sorted({PROGRAMS[name] for name in missing})
         say("installing %s" % " ".join(packages))
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for argv in (
-            ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-qq", "-y", *packages],
-        ):
-            with self.log.open("ab") as stream:
-                done = subprocess.run(
-                    argv, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False
-                )
-            if done.returncode != 0:
-                return "%s failed, see %s" % (" ".join(argv[:2]), self.log)
+        with no_services():
+            for argv in (
+                ["apt-get", "update", "-qq"],
+                ["apt-get", "install", "-qq", "-y", *options, *packages],
+            ):
+                with self.log.open("ab") as stream:
+                    done = subprocess.run(
+                        argv, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False
+                    )
+                if done.returncode != 0:
+                    return "%s failed, see %s" % (" ".join(argv[:2]), self.log)
         return ""
 
     def start(self, say: Callable[[str], None]) -> str:

@@ -33,9 +33,9 @@ class Counters:
         lines = ["# HELP nv_inference_request_success Number of successful inference requests, all batch sizes"]
         lines += ["# TYPE nv_inference_request_success counter"]
         for model, count in self.success.items():
-            lines.append('nv_inference_request_success{model="%s",version="1"} %d' % (model, count))
+            lines.append('nv_inference_request_success{model="%s",version="1"} %s' % (model, count))
         for (model, reason), count in self.failure.items():
-            lines.append('nv_inference_request_failure{model="%s",reason="%s",version="1"} %d' % (model, reason, count))
+            lines.append('nv_inference_request_failure{model="%s",reason="%s",version="1"} %s' % (model, reason, count))
         lines += ['nv_inference_count{model="ensemble",version="1"} 7', "nv_cpu_utilization 0.25", ""]
         return "\n".join(lines)
 

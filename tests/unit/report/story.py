@@ -32,7 +32,7 @@ class Story:
         outcome: str = "ok", parts: tuple[tuple[str, float], ...] = (), **detail: Any,
     ) -> float:  # fmt: skip
         self.add(at, host, pool, stage, "start")
-        within = at + seconds - sum(took for _, took in parts)
+        within = at + seconds - sum(part[1] for part in parts)
         for number, (name, took) in enumerate(parts):
             said = outcome if number == len(parts) - 1 else "ok"
             self.add(within, host, pool, name, "start", within=stage)

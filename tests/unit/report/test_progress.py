@@ -128,7 +128,7 @@ def test_files_of_ranks_are_counted(tmp_path: Path, file: Path, monkeypatch: pyt
 def test_a_tool_that_makes_no_ranks_tells_only_that_it_runs(tmp_path: Path, file: Path) -> None:
     progress = _progress.Progress(str(file))
     with _progress.RankFiles(progress, tmp_path, 0, "running importer"):
-        await_(file.exists)
+        await_(lambda: file.exists() and file.stat().st_size > 0)
         assert said(file) == {"what": "running importer"}
     progress.close()
 

@@ -9,7 +9,7 @@ stages are in .work/test/logs. The stages testbed, docker, debian, redhat and fl
 HAProxy, Prometheus' promtool or a registry: on a machine of the Debian family what is missing is installed, and an
 engine that nothing else manages is started, and stopped again at the end. Where they cannot run they fail and say why;
 ALLOW_SKIP=1 skips them instead. Images of the test bed stay in the engine for the next run, under the name trtllm-test.
-fleet-full, the whole of the scenario fleet, runs only when it is named.
+rollout, lb, once, fleet and fleet-full (the whole of the scenario fleet) run only when they are named.
 """
 
 from __future__ import annotations
@@ -380,7 +380,12 @@ def lb(stage: Stage) -> None:
 
 def distribution(stage: Stage) -> None:
     if machine(stage, "docker-registry", "htpasswd", "openssl"):
-        stage.pytest("tests/distribution", ["tests/distribution"], 900)
+        stage.pytest("tests/distribution", ["tests/distribution/test_registry.py"], 300)
+
+
+def once(stage: Stage) -> None:
+    if machine(stage, "docker-registry", "htpasswd", "openssl"):
+        stage.pytest("tests/distribution", ["tests/distribution/test_role.py"], 1200)
 
 
 def monitoring(stage: Stage) -> None:
@@ -418,7 +423,8 @@ STAGES = {
         Stage("matrix", "the oldest and the newest ansible-core", matrix),
         Stage("rollout", "Ansible's traps, batches and budgets, and runs that are killed, by real playbooks", rollout),
         Stage("lb", "real HAProxy processes: drain, reload, the role triton_lb", lb),
-        Stage("distribution", "engines from a real registry, built once", distribution),
+        Stage("distribution", "engines to and from a real registry", distribution),
+        Stage("once", "one build for each kind of host, and builders that die, by real playbooks", once),
         Stage("monitoring", "rules and targets before promtool", monitoring),
         Stage("testbed", "images of the test hosts, of Debian's packages and PyPI's", testbed),
         Stage("docker", "modules with the machine's Docker Engine", docker),
@@ -428,13 +434,12 @@ STAGES = {
         Stage("fleet-full", "six hosts in two pools, 10,000 requests, and every fault", fleet),
     )
 }
-# Only when named: what it adds to the short one takes longer than all the rest.
-BY_NAME = ("fleet-full",)
+# Only when named: with them the whole would take longer than half an hour on two cores.
+BY_NAME = ("rollout", "lb", "once", "fleet", "fleet-full")
 # What needs no server runs beside what does: a deployment waits for its server much of the time.
 LANES = (
-    ("demo", "triton", "molecule", "installed", "matrix", "redhat"),
-    ("testbed", "lint", "unit", "sanity", "docker", "debian"),
-    ("hub", "monitoring", "lb", "distribution", "rollout", "fleet", "fleet-full"),
+    ("demo", "triton", "hub", "monitoring", "molecule", "installed", "matrix", "rollout", "lb", "redhat"),
+    ("testbed", "lint", "unit", "sanity", "distribution", "docker", "debian", "once", "fleet", "fleet-full"),
 )
 
 PRINTING = threading.Lock()

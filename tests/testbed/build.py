@@ -4,7 +4,7 @@
 
 """Images of the test bed, made on this machine out of Debian's packages and PyPI's alone.
 
-    python tests/testbed/build.py             all of them
+    python tests/testbed/build.py             all of them but those of the scenario fleet
     python tests/testbed/build.py python      this one and what it is made from
     python tests/testbed/build.py --json ...  the references by name, as JSON
 
@@ -293,7 +293,9 @@ def image(name: str) -> str:
 
 
 def main() -> int:
-    names = [name for name in sys.argv[1:] if name != "--json"] or list(IMAGES)
+    names = [name for name in sys.argv[1:] if name != "--json"]
+    # Those of the scenario fleet are made when it runs.
+    names = names or [name for name in IMAGES if not name.startswith("fleet")]
     unknown = [name for name in names if name not in IMAGES]
     if unknown:
         print("ERROR: no image %s: choose from %s" % (", ".join(unknown), ", ".join(IMAGES)), file=sys.stderr)

@@ -21,7 +21,8 @@ def venv() -> Path:
     name = os.environ.get("TRITONSERVER_VENV")
     if not name:
         pytest.skip("TRITONSERVER_VENV is not set: no tritonserver to ask")
-    return Path(name)
+    # Links are made to what is in it, from elsewhere.
+    return Path(name).absolute()
 
 
 def free_ports(count: int) -> list[int]:

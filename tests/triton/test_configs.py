@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sysconfig
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.trtllm.serving.plugins.module_utils._pbtxt import parameter
+from ansible_collections.trtllm.serving.tests.triton._small import free_ports, venv
 from ansible_collections.trtllm.serving.tests.unit.config import _render
 from ansible_collections.trtllm.serving.tests.unit.config._render import CASES, LINES, MODELS
 
@@ -34,24 +34,6 @@ class TritonPythonModel:
     def execute(self, requests):
         return [None] * len(requests)
 """
-
-
-def _venv() -> Path:
-    name = os.environ.get("TRITONSERVER_VENV")
-    if not name:
-        pytest.skip("TRITONSERVER_VENV is not set: no tritonserver to ask")
-    return Path(name)
-
-
-def _free_ports(count: int) -> list[int]:
-    taken = [socket.socket() for _unused in range(count)]
-    try:
-        for each in taken:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in taken]
-    finally:
-        for each in taken:
-            each.close()
 
 
 class Server:
@@ -69,7 +51,7 @@ class Server:
         (backends / "tensorrtllm").mkdir()
         (backends / "tensorrtllm" / "model.py").write_text(MODEL, "utf-8")
         self.models.mkdir()
-        http, grpc, metrics = _free_ports(3)
+        http, grpc, metrics = free_ports(3)
         self.url = f"http://127.0.0.1:{http}/v2"
         libraries = [site / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
         with self.log.open("wb") as log:
@@ -136,7 +118,7 @@ class Server:
 
 @pytest.fixture(name="server")
 def _server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(_venv(), tmp_path)
+    server = Server(venv(), tmp_path)
     try:
         server.wait_live()
         yield server

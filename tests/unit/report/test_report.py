@@ -205,7 +205,7 @@ def test_bars_lie_where_their_times_are(told: _report.Report) -> None:
     axis = _report_page.Axis(told.lanes, told.started, told.ended)
     for each in told.lanes:
         for span in each.leaves():
-            left, width = axis.bar(span)
+            left, width = axis.place(span)
             assert 0 <= left <= 100 and left + width <= 100.001
             assert left == pytest.approx(100 * (span.start - axis.begin) / axis.length)
             assert width == pytest.approx(100 * span.seconds / axis.length, abs=0.001)

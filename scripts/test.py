@@ -58,6 +58,8 @@ def environment() -> dict[str, str]:
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".collections"),
         "PYTHONPYCACHEPREFIX": str(WORK / "pycache"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        # Tiny models have nothing for a second thread to do, which would wait for it with all of a processor.
+        "OPENBLAS_NUM_THREADS": "1",
     }
 
 

@@ -120,18 +120,50 @@ def test_the_builder_dies(fleet: Fleet, client: Any) -> None:
     fleet.settled("chat")
 
 
-@pytest.mark.parametrize("stage", ["drain", "switch", "gate", "undrain", "bake", "settle"])
-def test_the_run_is_killed(fleet: Fleet, client: Any, stage: str) -> None:
-    another(fleet, triton_pool_bake=2)
+def killed(stage: str, host: str) -> None:
+    """A run of which nothing is left as soon as this stage of this host has begun."""
+    run = Run("site")
+    try:
+        until("%s of %s has begun" % (stage, host), lambda: run.saw(stage, host=host), PATIENCE)
+    finally:
+        run.kill()
+
+
+# Each run first finishes what the one before has left, or it would not come to the host at which it is killed itself.
+CHAINS = {
+    "drain, switch, gate, undrain": [("drain", "chat1"), ("switch", "chat2"), ("gate", "chat3"), ("undrain", "chat4")],
+    "bake, settle, begin": [("bake", "chat1"), ("settle", "chat2"), ("begin", "chat3")],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=list(CHAINS))
+def test_runs_are_killed_while_they_roll_out(fleet: Fleet, client: Any, chain: list[tuple[str, str]]) -> None:
     old = fleet.settled("chat")
+    another(fleet, triton_pool_bake=2)
+    done: dict[str, str] = {}
     with client.load():
-        run = Run("site")
-        try:
-            until("%s of the second host has begun" % stage, lambda: run.saw(stage, host="chat2"), PATIENCE)
-        finally:
-            run.kill()
-        assert "UP" in fleet.states("chat").values()
-        canary = fleet.pids()["chat1"]
+        for stage, host in chain:
+            killed(stage, host)
+            assert "UP" in fleet.states("chat").values()
+            assert {name: fleet.pids()[name] for name in done} == done, "what was done is not done again"
+            before = fleet.pools["chat"][: fleet.pools["chat"].index(host)]
+            done = {name: pid for name, pid in fleet.pids().items() if name in before}
         play("site").succeeded()
-        assert fleet.pids()["chat1"] == canary, "what was done is not done again"
+        assert {name: fleet.pids()[name] for name in done} == done, "what was done is not done again"
     assert fleet.settled("chat") != old
+
+
+def test_runs_are_killed_while_they_prepare(fleet: Fleet, client: Any) -> None:
+    """Nothing is out of service for it, and what is half-made is made again."""
+    pids = fleet.pids()
+    fleet.configure(chat={
+        "mixtral_engine_weights_options": {"seed": 6, "hidden": 256, "inter": 512, "layers": 8},
+        "mixtral_engine_weights_revision": "seed-6",
+    })  # fmt: skip
+    with client.load():
+        for stage in ("weights", "convert", "build", "generation"):
+            killed(stage, "chat1")
+            assert fleet.pids() == pids
+            assert set(fleet.states("chat").values()) == {"UP"}
+        play("site").succeeded()
+    fleet.settled("chat")

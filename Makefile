@@ -47,7 +47,8 @@ clean: down
 .PHONY: bench
 bench:
 	@$(PYTHON) scripts/bootstrap.py --venv $(VENV) --requirements requirements/demo.txt
-	@$(VENV)/bin/python benchmarks/bench.py --work $(WORK)/bench $(ARGS)
+	@$(DEVELOPMENT)
+	@$(VENV)/bin/python benchmarks/bench.py --work $(WORK)/bench --python $(DEV)/bin/python $(ARGS)
 
 # make test: everything; make test STAGES="unit demo": only these. lint, unit, sanity and molecule are stages too.
 # Where Docker's stages cannot run they fail; make test ALLOW_SKIP=1 skips them.

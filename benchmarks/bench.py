@@ -31,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / ".collections"), str(ROOT / "benchmarks")]
 
+import distribution
 import docker_host
 import fleet
 import requests
@@ -218,7 +219,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each playbook")
     parser.add_argument("--starts", type=int, default=9, help="starts of the server for the readiness lag")
     parser.add_argument("--fresh", action="store_true", help="remove the folder first")
-    parser.add_argument("--only", choices=["demo", "docker", "fleet"], help="only one part")
+    parser.add_argument("--only", choices=["demo", "docker", "fleet", "distribution"], help="only one part")
+    parser.add_argument("--python", default=sys.executable, help="one with the package oras, for the distribution")
     parser.add_argument("--only-docker", action="store_const", dest="only", const="docker", help="--only docker")
     options = parser.parse_args()
     if options.fresh and options.work.exists():
@@ -236,6 +238,8 @@ def main() -> None:
         rows += docker_host.rows(work, options.repeats, Play)
     if options.only in (None, "fleet"):
         rows += fleet.rows(work, options.repeats, Play)
+    if options.only in (None, "fleet", "distribution"):
+        rows += distribution.bench_rows(options.python)
     machine = (platform.python_version(), platform.machine(), os.cpu_count() or 0, os.getloadavg()[0])
     print("Python %s, %s, %d CPUs, load %.1f" % machine)
     print("\n| what | figure |\n| --- | --- |")

@@ -108,8 +108,8 @@ def worker(task: str) -> None:
     print(json.dumps({name: result.get(name) for name in ("key", "tokenizer", "bytes", "seconds")}))
 
 
-def start(name: str, task: dict[str, Any]) -> subprocess.Popen[str]:
-    command = ["ip", "netns", "exec", f"{NAME}-{name}", sys.executable, __file__, "--worker", json.dumps(task)]
+def start(name: str, task: dict[str, Any], python: str) -> subprocess.Popen[str]:
+    command = ["ip", "netns", "exec", f"{NAME}-{name}", python, __file__, "--worker", json.dumps(task)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -136,7 +136,9 @@ def make_engine(home: Path, mib: int) -> tuple[Path, Path]:
     return engine, weights
 
 
-def measure(folder: Path, mib: int, link: int, uplink: int, counts: tuple[int, ...]) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, mib: int, link: int, uplink: int, counts: tuple[int, ...], python: str
+) -> list[dict[str, Any]]:
     """All of it in one run, so that only the ratios depend on nothing but the links."""
     hosts = [f"h{number}" for number in range(1, max(counts) + 1)]
     links = {"store": (f"{NET}.1", uplink), "mirror": (f"{NET}.2", uplink), "builder": (f"{NET}.3", 10000)}
@@ -152,7 +154,7 @@ def measure(folder: Path, mib: int, link: int, uplink: int, counts: tuple[int, .
         ]
         try:
             given = {"state": "published", "home": str(folder / "builder"), "engine_dir": str(engine)}
-            made = end(start("builder", {**common, **given, "weights_dir": str(weights)}))
+            made = end(start("builder", {**common, **given, "weights_dir": str(weights)}, python))
             wanted = {"state": "present", "key": made["key"], "tokenizer": made["tokenizer"]["key"]}
             for mirrored in (False, True):
                 for count in counts:
@@ -165,7 +167,7 @@ def measure(folder: Path, mib: int, link: int, uplink: int, counts: tuple[int, .
                         own = {**common, **wanted, "home": str(home), "registry": {**settings, "mirrors": mirrors}}
                         tasks.append((host, own))
                     began = time.monotonic()
-                    running = [start(host, task) for host, task in tasks]
+                    running = [start(host, task, python) for host, task in tasks]
                     results = [end(process) for process in running]
                     seconds = time.monotonic() - began
                     size = max(result["bytes"] for result in results)
@@ -191,6 +193,38 @@ def show(rows: list[dict[str, Any]]) -> None:
         print("| %d | %s | %.1f | %.2f | %.2f |" % (*shown, row["seconds"] / first, row["seconds"] / row["least"]))
 
 
+def unavailable(python: str) -> str:
+    """Why it cannot be measured here; empty when it can."""
+    if subprocess.run([python, "-c", "import oras"], capture_output=True, check=False).returncode:
+        return f"{python} has no package oras: take one with requirements/dev.txt"
+    missing = [program for program in ("ip", "tc", "docker-registry") if not shutil.which(program)]
+    if missing:
+        return f"{', '.join(missing)} not on this machine: install iproute2 and docker-registry"
+    return "network namespaces need root: run it with sudo" if os.geteuid() else ""
+
+
+def run(python: str, mib: int = 96, link: int = 100, uplink: int = 400) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="trtllm-distribution-") as folder:
+        return measure(Path(folder), mib, link, uplink, COUNTS, python)
+
+
+def bench_rows(python: str) -> list[str]:
+    """The lines of it for `make bench`; the hosts' part is done by this interpreter."""
+    problem = unavailable(python)
+    if problem:
+        return [f"| distribution | skipped: {problem} |"]
+    found = run(python)
+    first = found[0]["seconds"]
+    return [
+        "| distribution: 96 MiB to %d host%s%s | %.1f s, %.2f of one host's, %.2f of what the links allow |"
+        % (
+            row["hosts"], "" if row["hosts"] == 1 else "s", ", half by a mirror" if row["mirror"] else "",
+            row["seconds"], row["seconds"] / first, row["seconds"] / row["least"],
+        )
+        for row in found
+    ]  # fmt: skip
+
+
 def stop(number: int, frame: object) -> None:
     raise SystemExit(f"stopped by {signal.Signals(number).name}")
 
@@ -208,13 +242,10 @@ def main() -> None:
     if given.worker:
         worker(given.worker)
         return
-    for program in ("ip", "tc", "docker-registry"):
-        if not shutil.which(program):
-            raise SystemExit(f"{program} is not on this machine: install it")
-    if os.geteuid():
-        raise SystemExit("network namespaces need root: run it with sudo")
-    with tempfile.TemporaryDirectory(prefix="trtllm-distribution-") as folder:
-        rows = measure(Path(folder), given.mib, given.link, given.uplink, COUNTS)
+    problem = unavailable(sys.executable)
+    if problem:
+        raise SystemExit(problem)
+    rows = run(sys.executable, given.mib, given.link, given.uplink)
     show(rows)
     if given.json:
         Path(given.json).write_text(json.dumps(rows, indent=1) + "\n")

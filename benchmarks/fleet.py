@@ -102,17 +102,19 @@ def redeploy(fleet: Fleet, address: str) -> list[str]:
         load.terminate()
         load.wait(120)
     sent = json.loads(out.read_text("utf-8"))
-    ratios, whole = [], []
+    ratios, whole, steps = [], [], []
     for line in fleet.report():
         spans = {span["stage"]: span for span in line["spans"] if not span["within"]}
         whole.append(spans["undrain"]["end"] - spans["drain"]["start"])
         needed = sum(spans[name]["end"] - spans[name]["start"] for name in NEEDED)
         ratios.append(whole[-1] / needed)
+        steps.append((spans["settle"]["end"] - spans["begin"]["start"]) / needed)
     return [
         "| fleet: one setting changed on %d hosts, one at a time, under load | %.1f s |" % (ROLLOUT, run.seconds),
         "| fleet: requests meanwhile, and failed ones (goal: 0) | %d, %d |" % (sent["answered"], sent["failed"]),
         "| fleet: a host of it, drained to undrained (median) | %.2f s |" % statistics.median(whole),
         "| fleet: that / drain + stop + load + gate, median (goal: at most 1.15) | %.3f |" % statistics.median(ratios),
+        "| fleet: its first step to its last / the same, median | %.3f |" % statistics.median(steps),
     ]
 
 

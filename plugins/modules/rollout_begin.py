@@ -33,6 +33,10 @@ options:
     description: Directory on the controller, below which each run gets its own; C(~) is the user's home.
     type: path
     default: ""
+  keep:
+    description: Directories of runs that are kept below O(directory), this one counted; V(0) keeps all.
+    type: int
+    default: 0
 author:
   - trtllm.serving contributors (@trtllm)
 """
@@ -70,7 +74,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec=dict(directory=dict(type="path", default="")),
+        argument_spec=dict(directory=dict(type="path", default=""), keep=dict(type="int", default=0)),
         supports_check_mode=True,
     )
     module.fail_json(msg="rollout_begin runs on the controller, as an action of this collection")

@@ -131,6 +131,10 @@ class Fleet:
     def _surge(self, host: str) -> str:
         if str(self.value(host, "triton_serve_load_balancer") or "none") == "none":
             return "needs a load balancer that leads requests to the new server, and triton_serve_load_balancer is none"
+        numbers = self.value(host, "triton_serve_gpu_device_ids")
+        if numbers:
+            # Each place sees GPUs of its own, numbered from 0.
+            return f"cannot keep to triton_serve_gpu_device_ids {numbers}, which name one server's GPUs: leave it out"
         tensor, pipeline = (int(self.value(host, f"mixtral_engine_{name}_size") or 1) for name in ("tp", "pp"))
         gpu = self.seen(host).get("gpu") or self.value(host, "mixtral_engine_gpu") or {}
         there = gpu.get("count") if isinstance(gpu, Mapping) else None

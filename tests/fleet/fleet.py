@@ -305,7 +305,8 @@ class Watch:
         while not self.ending.wait(1):
             states = dict(balancer_states())
             for pool, hosts in self.fleet.pools.items():
-                down = [host for host in hosts if states[host] != "UP"]
+                # Of a surge it is one of two servers.
+                down = [host for host in hosts if "UP" not in (states[host], states.get(host + "-b"))]
                 self.fewest[pool] = min(self.fewest[pool], len(hosts) - len(down))
                 self.out += [host for host in down if host not in self.out]
 

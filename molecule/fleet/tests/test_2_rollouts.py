@@ -12,7 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from ansible_collections.trtllm.serving.tests.fleet.fleet import EPHEMERAL, HOME, RUNS, Fleet, Watch, play
+from ansible_collections.trtllm.serving.tests.fleet.fleet import (
+    EPHEMERAL,
+    FULL,
+    HOME,
+    RUNS,
+    Fleet,
+    Watch,
+    balancer_states,
+    play,
+)
 
 MODEL = {"mixtral_engine_weights_options": {"seed": 2}, "mixtral_engine_weights_revision": "seed-2"}
 # Another engine, which this test spoils.
@@ -109,6 +118,34 @@ def test_a_poisoned_engine_stops_at_the_canary(fleet: Fleet, client: Any) -> Non
     with undisturbed(fleet, client, "chat"):
         play("site").succeeded()
     assert fleet.settled("chat") == serving
+
+
+@pytest.mark.skipif(not FULL, reason="part of the whole scenario, TRTLLM_TEST_FLEET=full")
+def test_a_surge_takes_no_host_out(fleet: Fleet, client: Any) -> None:
+    """To the second place of each host, and back to the first."""
+    hosts, surge = fleet.pools["embed"], {"triton_pool_strategy": "surge"}
+    others = fleet.pids("chat")
+    fleet.configure(chat=MODEL, embed=surge)
+    play("balancer").succeeded()
+    for size, serving, spare in ((140, "-b", ""), (141, "", "-b")):
+        old = {fleet.generation(host) for host in hosts}
+        fleet.configure(chat=MODEL, embed={**surge, "triton_serve_max_queue_size": size})
+        with client.load(), Watch(fleet) as watch:
+            play("site").succeeded()
+        assert watch.fewest["embed"] == len(hosts), watch.fewest
+        states = dict(balancer_states())
+        assert {states[host + serving] for host in hosts} == {"UP"}, states
+        assert "UP" not in {states[host + spare] for host in hosts}, states
+        new = {fleet.generation(host) for host in hosts}
+        assert len(new) == 1 and new != old
+        for host in hosts:
+            assert len(fleet.on(host, "pgrep", "-x", "tritonserver").split()) == 1, "the old server has ended"
+    assert fleet.pids("chat") == others
+    fleet.configure(chat=MODEL)
+    with client.load():
+        play("balancer").succeeded()
+        play("site").succeeded()
+    fleet.settled("embed")
 
 
 @pytest.fixture(autouse=True, scope="module")

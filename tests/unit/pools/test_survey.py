@@ -202,6 +202,8 @@ def test_a_surge_needs_a_balancer_and_twice_the_gpus() -> None:
     # Known before any host is asked, and not needed where there is none.
     assert surge(**gpus, mixtral_engine_gpu={"count": 4}) != []
     assert surge(triton_serve_load_balancer="haproxy") == []
+    (problem,) = surge(**gpus, _gpu={"count": 8}, triton_serve_gpu_device_ids=[4, 5, 6, 7])
+    assert "triton_serve_gpu_device_ids [4, 5, 6, 7]" in problem
 
 
 def test_another_run() -> None:

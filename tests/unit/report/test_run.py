@@ -111,6 +111,24 @@ def test_a_directory_that_cannot_be_made_is_refused_before_anything(tmp_path: Pa
     assert said.startswith(f"the directory {tmp_path}/runs/") and "set triton_pool_report_dir" in said
 
 
+def test_old_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    old = [runs / ("2026010%d-120000-abcdef" % day) for day in range(1, 5)]
+    other = [runs / "20260101-notes", runs / "20250101-120000-ABCDEF"]
+    for path in [*old, *other]:
+        path.mkdir(parents=True)
+    (old[0] / "events.jsonl").write_text("{}\n", encoding="utf-8")
+    done = run(tmp_path, {"a": {"becomes": "done"}}, "-e", "triton_pool_reports_kept=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    kept = {path for path in runs.iterdir() if not path.is_symlink()}
+    assert {*old, *other} & kept == {*old[2:], *other}
+    assert len(kept) == 5
+    assert run(tmp_path, {"a": {}}, "-e", "triton_pool_reports_kept=1", "--check").returncode == 0
+    assert {path for path in runs.iterdir() if not path.is_symlink()} == kept, "not in check mode"
+    refused = run(tmp_path, {"a": {}}, "-e", "triton_pool_reports_kept=-1")
+    assert refused.returncode == 2 and "triton_pool_reports_kept '-1' is no number of runs" in refused.stdout
+
+
 def test_an_outcome_that_is_not_known_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path, {"a": {"becomes": "great"}})
     assert "outcome 'great' is not known: use one of done, unchanged, failed, lost, skipped" in done.stdout

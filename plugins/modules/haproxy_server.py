@@ -56,7 +56,7 @@ options:
   wait_interval:
     description: Seconds between two looks.
     type: float
-    default: 0.2
+    default: 0.1
   on_timeout:
     description:
       - What happens when sessions are left after O(timeout). With V(fail) the task fails, and the server stays drained;
@@ -172,7 +172,7 @@ def main() -> None:
             "server": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["drained", "ready", "maint", "query"], "default": "query"},
             "timeout": {"type": "float", "default": 120},
-            "wait_interval": {"type": "float", "default": 0.2},
+            "wait_interval": {"type": "float", "default": 0.1},
             "on_timeout": {"type": "str", "choices": ["fail", "continue"], "default": "fail"},
             "min_up": {"type": "int", "default": 0},
             "expect_healthy": {"type": "bool", "default": False},

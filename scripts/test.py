@@ -9,7 +9,7 @@ stages are in .work/test/logs. The stages testbed, docker, debian, redhat and fl
 HAProxy, Prometheus' promtool or a registry: on a machine of the Debian family what is missing is installed, and an
 engine that nothing else manages is started, and stopped again at the end. Where they cannot run they fail and say why;
 ALLOW_SKIP=1 skips them instead. Images of the test bed stay in the engine for the next run, under the name trtllm-test.
-rollout, lb, once, fleet and fleet-full (the whole of the scenario fleet) run only when they are named.
+rollout, lb, once and fleet-full (the whole of the scenario fleet) run only when they are named.
 """
 
 from __future__ import annotations
@@ -437,12 +437,15 @@ STAGES = {
     )
 }
 # Only when named: with them the whole would take longer than half an hour on two cores.
-BY_NAME = ("rollout", "lb", "once", "fleet", "fleet-full")
-# What needs no server runs beside what does: a deployment waits for its server much of the time.
-LANES = (
-    ("demo", "triton", "hub", "monitoring", "molecule", "installed", "matrix", "rollout", "lb", "redhat"),
-    ("testbed", "lint", "unit", "sanity", "distribution", "docker", "debian", "once", "fleet", "fleet-full"),
-)
+BY_NAME = ("rollout", "lb", "once", "fleet-full")
+# Two at a time, for a deployment waits for its server much of the time; the long ones first.
+LANES = 2
+ORDER = (
+    "testbed", "demo", "docker", "debian", "fleet", "fleet-full", "rollout", "redhat", "unit", "once", "lb", "hub",
+    "triton", "sanity", "lint", "matrix", "molecule", "monitoring", "installed", "distribution",
+)  # fmt: skip
+# What a stage finds ready when another one has run.
+AFTER = {"triton": "demo", "docker": "testbed", "debian": "testbed", "redhat": "testbed", "fleet": "testbed"}
 
 PRINTING = threading.Lock()
 
@@ -459,10 +462,31 @@ def perform(stage: Stage) -> None:
         print("\n".join(stage.lines), flush=True)
 
 
-def lane(names: list[str]) -> None:
-    for name in names:
-        if not Running.stopped:
+class Queue:
+    """The stages that are wanted, each given out once, and not before the one that it comes after has ended."""
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self.waiting = [name for name in ORDER if name in wanted]
+        self.running: set[str] = set()
+        self.changed = threading.Condition()
+
+    def take(self) -> str | None:
+        with self.changed:
+            while self.waiting and not Running.stopped:
+                for name in self.waiting:
+                    if AFTER.get(name) not in {*self.waiting, *self.running}:
+                        self.waiting.remove(name)
+                        self.running.add(name)
+                        return name
+                self.changed.wait(0.5)
+        return None
+
+    def work(self) -> None:
+        while (name := self.take()) is not None:
             perform(STAGES[name])
+            with self.changed:
+                self.running.remove(name)
+                self.changed.notify_all()
 
 
 def main() -> int:
@@ -477,7 +501,8 @@ def main() -> int:
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     begun = time.monotonic()
-    threads = [threading.Thread(target=lane, args=([name for name in names if name in wanted],)) for names in LANES]
+    queue = Queue(wanted)
+    threads = [threading.Thread(target=queue.work) for _lane in range(LANES)]
     # A closed terminal or a CI system that has run out of patience is an interruption too.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

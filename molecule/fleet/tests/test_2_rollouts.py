@@ -129,7 +129,7 @@ def test_a_surge_takes_no_host_out(fleet: Fleet, client: Any) -> None:
     play("balancer").succeeded()
     for size, serving, spare in ((140, "-b", ""), (141, "", "-b")):
         old = {fleet.generation(host) for host in hosts}
-        fleet.configure(chat=MODEL, embed={**surge, "triton_serve_max_queue_size": size})
+        fleet.configure(chat=MODEL, embed={**surge, "triton_serve_cancellation_check_period_ms": size})
         with client.load(), Watch(fleet) as watch:
             play("site").succeeded()
         assert watch.fewest["embed"] == len(hosts), watch.fewest

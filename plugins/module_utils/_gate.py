@@ -22,6 +22,8 @@ from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import
 
 # The longest sleep between two looks at whether the server is alive, or the work still wanted.
 _SLICE_S = 0.25
+# A process that is killed closes its sockets some time before it has ended.
+_DYING_S = 1.0
 # Failures that must have been counted before a bake is ended early.
 _SURE = 5
 _TAIL_SHOWN = 20
@@ -250,6 +252,7 @@ class Bake:
         try:
             return _gate_metrics.read(self.metrics)
         except TritonError as exc:
+            self._wait(_DYING_S)
             raise GateFailed(
                 f"the bake cannot be judged {when}: {exc}; open the server's metrics, or set the bake to 0 s"
             ) from exc
@@ -259,13 +262,15 @@ class Bake:
         try:
             self.client.live()
         except TritonError as exc:
-            raise GateFailed("the server fell silent %.0f s into the bake: %s" % (self._stages.now(), exc)) from exc
+            words = "the server fell silent %.0f s into the bake: %s" % (self._stages.now(), exc)
+            self._wait(_DYING_S)
+            raise GateFailed(words) from exc
         found = Follower(self.client, self.models, watch=self.watch).look()
         if not found["ready"]:
             reasons = ", ".join(f"{model} ({reason})" for model, reason in found["unready"].items())
-            raise GateFailed(
-                "not ready any more %.0f s into the bake: %s" % (self._stages.now(), reasons or "the server itself")
-            )
+            words = "not ready any more %.0f s into the bake: %s" % (self._stages.now(), reasons or "the server itself")
+            self._wait(_DYING_S)
+            raise GateFailed(words)
         now = self._read("after %.0f s" % self._stages.now())
         try:
             self._tallies = _gate_metrics.between(first, now, self.models)

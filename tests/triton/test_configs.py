@@ -10,10 +10,6 @@ TRITONSERVER_VENV names a virtual environment with nvidia-pytriton and numpy bel
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -23,7 +19,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.trtllm.serving.plugins.module_utils._pbtxt import parameter
-from ansible_collections.trtllm.serving.tests.triton._small import free_ports, venv
+from ansible_collections.trtllm.serving.tests.triton._small import RealTriton, venv
 from ansible_collections.trtllm.serving.tests.unit.config import _render
 from ansible_collections.trtllm.serving.tests.unit.config._render import CASES, LINES, MODELS
 
@@ -36,42 +32,15 @@ class TritonPythonModel:
 """
 
 
-class Server:
+class Server(RealTriton):
     """A Triton in explicit mode, whose python and tensorrtllm backends run MODEL."""
 
     def __init__(self, venv: Path, folder: Path) -> None:
-        # A TRITONSERVER_VENV without a server is a broken set-up, not a reason to skip.
-        site = next(venv.glob("lib/python3.*/site-packages"))
-        triton = site / "pytriton" / "tritonserver"
-        backends, self.models, self.log = folder / "backends", folder / "models", folder / "log"
-        shutil.copytree(triton / "backends" / "python", backends / "python")
-        minor = site.parent.name[len("python") :]
-        stub = "triton_python_backend_stub"
-        (backends / "python" / stub).symlink_to(triton / "python_backend_stubs" / minor / stub)
-        (backends / "tensorrtllm").mkdir()
-        (backends / "tensorrtllm" / "model.py").write_text(MODEL, "utf-8")
-        self.models.mkdir()
-        http, grpc, metrics = free_ports(3)
-        self.url = f"http://127.0.0.1:{http}/v2"
-        libraries = [site / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    str(triton / "bin" / "tritonserver"),
-                    *("--model-repository", str(self.models), "--backend-directory", str(backends)),
-                    *("--model-control-mode", "explicit", "--exit-timeout-secs", "5", "--allow-metrics", "false"),
-                    *("--http-address", "127.0.0.1", "--http-port", str(http)),
-                    *("--grpc-address", "127.0.0.1", "--grpc-port", str(grpc), "--metrics-port", str(metrics)),
-                    *("--backend-config", f"python,shm-region-prefix-name=trtllm_test_{os.getpid()}_"),
-                ],
-                env={
-                    "PATH": f"{venv / 'bin'}:{os.environ['PATH']}",
-                    "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-                    "LC_ALL": "C.UTF-8",
-                },
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        super().__init__(venv, folder)
+        (self.backends / "tensorrtllm").mkdir()
+        (self.backends / "tensorrtllm" / "model.py").write_text(MODEL, "utf-8")
+        self.url += "/v2"
+        self.start("--model-control-mode", "explicit")
 
     def wait_live(self) -> None:
         deadline = time.monotonic() + 60
@@ -83,14 +52,6 @@ class Server:
                 assert self.process.poll() is None, self.tail()
                 assert time.monotonic() < deadline, self.tail()
                 time.sleep(0.05)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
     def tail(self) -> str:
         return self.log.read_text("utf-8", "replace")[-4000:]

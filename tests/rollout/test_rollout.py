@@ -87,15 +87,19 @@ def test_a_gate_that_fails_stops_at_the_canary(make_fleet: Any) -> None:
 
 
 def test_budgets(make_fleet: Any) -> None:
-    """Five pools of one run, each with a budget of its own; the letters of their hosts are what becomes of them."""
+    """Six pools of one run, each with a budget of its own: a quarter of three hosts is none of them."""
     cases: list[tuple[object, str, str]] = [
         (0, "a2", "done failed skipped"),
         (1, "b1", "failed done done"),
         (1, "c1 c2", "failed failed skipped"),
-        ("34%", "d1", "failed done done"),
-        ("34%", "e1 e2", "failed failed skipped"),
+        ("25%", "d1", "failed done done done"),
+        ("25%", "e1 e2", "failed failed skipped skipped"),
+        ("25%", "f1", "failed skipped skipped"),
     ]
-    pools = {failing[0]: [failing[0] + number for number in "123"] for _allowed, failing, _expected in cases}
+    pools = {
+        failing[0]: [failing[0] + str(number) for number, _word in enumerate(expected.split(), 1)]
+        for _allowed, failing, expected in cases
+    }
     fleet = make_fleet(pools=pools)
     for allowed, failing, _expected in cases:
         fleet.variables[failing[0]] = {"triton_pool_max_failures": allowed}

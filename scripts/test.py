@@ -438,8 +438,8 @@ STAGES = {
 }
 # Only when named: with them the whole would take longer than half an hour on two cores.
 BY_NAME = ("rollout", "lb", "once", "fleet-full")
-# Two at a time, for a deployment waits for its server much of the time; the long ones first.
-LANES = 2
+# One more at a time than there are processors, for a deployment waits for its server much of the time; long ones first.
+LANES = min((os.cpu_count() or 1) + 1, 4)
 ORDER = (
     "testbed", "demo", "docker", "debian", "fleet", "fleet-full", "rollout", "redhat", "unit", "once", "lb", "hub",
     "triton", "sanity", "lint", "matrix", "molecule", "monitoring", "installed", "distribution",

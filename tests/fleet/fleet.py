@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ RUNS = EPHEMERAL / "runs"
 FOREIGN = re.compile(r"ANSIBLE_|TRTLLM_|MOLECULE_|PYTEST_")
 # All that is sent in the phases in which no request may fail.
 WANTED = 10_000 if FULL else 1_000
+
+# Seconds that a run may take until it is where it is wanted.
+PATIENCE = 400
 
 
 def until(what: str, condition: Callable[[], Any], timeout: float = 120) -> Any:
@@ -51,6 +54,20 @@ def docker(*arguments: str, check: bool = True) -> str:
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0 or not check, done.stderr
     return done.stdout.strip()
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text("ascii", "replace").rpartition(")")[2].split()[1])
+    found, left = [], [pid]
+    while left:
+        mine = [child for child, parent in parents.items() if parent == left[0]]
+        found += mine
+        left = left[1:] + mine
+    return found
 
 
 @dataclass
@@ -131,10 +148,10 @@ class Run:
 
     def kill(self) -> None:
         """As the power of the controller would fail: no process of it is left, nothing is cleaned up."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        # Its workers have sessions of their own, and would end their tasks.
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def wait(self, timeout: float = 600) -> Recap:
@@ -151,6 +168,15 @@ def runs() -> list[str]:
 
 def play(name: str, *arguments: str, **variables: Any) -> Recap:
     return Run(name, *arguments, **variables).wait()
+
+
+def killed(stage: str, host: str) -> None:
+    """A run of which nothing is left as soon as this stage of this host has begun."""
+    run = Run("site")
+    try:
+        until("%s of %s has begun" % (stage, host), lambda: run.saw(stage, host=host), PATIENCE)
+    finally:
+        run.kill()
 
 
 @dataclass

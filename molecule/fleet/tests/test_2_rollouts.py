@@ -20,6 +20,7 @@ from ansible_collections.trtllm.serving.tests.fleet.fleet import (
     Fleet,
     Watch,
     balancer_states,
+    killed,
     play,
 )
 
@@ -122,16 +123,22 @@ def test_a_poisoned_engine_stops_at_the_canary(fleet: Fleet, client: Any) -> Non
 
 @pytest.mark.skipif(not FULL, reason="part of the whole scenario, TRTLLM_TEST_FLEET=full")
 def test_a_surge_takes_no_host_out(fleet: Fleet, client: Any) -> None:
-    """To the second place of each host, and back to the first."""
+    """To the second place of each host, and back to the first; also after a surge to elsewhere that broke off."""
     hosts, surge = fleet.pools["embed"], {"triton_pool_strategy": "surge"}
-    others = fleet.pids("chat")
     fleet.configure(chat=MODEL, embed=surge)
     play("balancer").succeeded()
+    others: dict[str, str] = {}
     for size, serving, spare in ((140, "-b", ""), (141, "", "-b")):
         old = {fleet.generation(host) for host in hosts}
-        fleet.configure(chat=MODEL, embed={**surge, "triton_serve_cancellation_check_period_ms": size})
         with client.load(), Watch(fleet) as watch:
+            if not serving:
+                # The old server has been drained, and is not given up yet.
+                baking = {**surge, "triton_serve_cancellation_check_period_ms": 150, "triton_pool_bake": 5}
+                fleet.configure(chat=MODEL, embed=baking)
+                killed("bake", hosts[0])
+            fleet.configure(chat=MODEL, embed={**surge, "triton_serve_cancellation_check_period_ms": size})
             play("site").succeeded()
+            others = others or fleet.pids("chat")
         assert watch.fewest["embed"] == len(hosts), watch.fewest
         states = dict(balancer_states())
         assert {states[host + serving] for host in hosts} == {"UP"}, states

@@ -15,10 +15,12 @@ from ansible_collections.trtllm.serving.tests.fleet.fleet import (
     FULL,
     HOME,
     NAME,
+    PATIENCE,
     Fleet,
     Run,
     balancer_states,
     docker,
+    killed,
     play,
     until,
 )
@@ -26,8 +28,6 @@ from ansible_collections.trtllm.serving.tests.fleet.fleet import (
 pytestmark = pytest.mark.skipif(not FULL, reason="part of the whole scenario, TRTLLM_TEST_FLEET=full")
 # Another one each time, so that there is something to do.
 SIZES = itertools.count(200)
-# Seconds that a run may take until it is where it is wanted.
-PATIENCE = 400
 
 
 def another(fleet: Fleet, **more: Any) -> None:
@@ -118,15 +118,6 @@ def test_the_builder_dies(fleet: Fleet, client: Any) -> None:
     with client.load():
         play("site").succeeded()
     fleet.settled("chat")
-
-
-def killed(stage: str, host: str) -> None:
-    """A run of which nothing is left as soon as this stage of this host has begun."""
-    run = Run("site")
-    try:
-        until("%s of %s has begun" % (stage, host), lambda: run.saw(stage, host=host), PATIENCE)
-    finally:
-        run.kill()
 
 
 # Each run first finishes what the one before has left, or it would not come to the host at which it is killed itself.

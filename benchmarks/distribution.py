@@ -218,7 +218,7 @@ def bench_rows(python: str) -> list[str]:
     return [
         "| distribution: 96 MiB to %d host%s%s | %.1f s, %.2f of one host's, %.2f of what the links allow |"
         % (
-            row["hosts"], "" if row["hosts"] == 1 else "s", ", half by a mirror" if row["mirror"] else "",
+            row["hosts"], "" if row["hosts"] == 1 else "s", ", every second by a mirror" if row["mirror"] else "",
             row["seconds"], row["seconds"] / first, row["seconds"] / row["least"],
         )
         for row in found

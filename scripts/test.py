@@ -444,8 +444,11 @@ ORDER = (
     "testbed", "demo", "docker", "debian", "fleet", "fleet-full", "rollout", "redhat", "unit", "once", "lb", "hub",
     "triton", "sanity", "lint", "matrix", "molecule", "monitoring", "installed", "distribution",
 )  # fmt: skip
-# What a stage finds ready when another one has run.
-AFTER = {"triton": "demo", "docker": "testbed", "debian": "testbed", "redhat": "testbed", "fleet": "testbed"}
+# What a stage finds ready when another one has run, or has for itself.
+AFTER = {
+    "triton": {"demo"}, "docker": {"testbed"}, "debian": {"testbed"}, "redhat": {"testbed"}, "fleet": {"testbed"},
+    "fleet-full": {"testbed", "fleet"},
+}  # fmt: skip
 
 PRINTING = threading.Lock()
 
@@ -463,7 +466,7 @@ def perform(stage: Stage) -> None:
 
 
 class Queue:
-    """The stages that are wanted, each given out once, and not before the one that it comes after has ended."""
+    """The stages that are wanted, each given out once, and not before those that it comes after have ended."""
 
     def __init__(self, wanted: Iterable[str]) -> None:
         self.waiting = [name for name in ORDER if name in wanted]
@@ -474,7 +477,7 @@ class Queue:
         with self.changed:
             while self.waiting and not Running.stopped:
                 for name in self.waiting:
-                    if AFTER.get(name) not in {*self.waiting, *self.running}:
+                    if not AFTER.get(name, set()) & {*self.waiting, *self.running}:
                         self.waiting.remove(name)
                         self.running.add(name)
                         return name

@@ -61,7 +61,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         run = {"id": name, "dir": "", "started": started, "controller": controller()}
         parent = str(self._task.args.get("directory") or "")
         given = str(self._task.args.get("keep") or 0)
-        if not given.isdigit():
+        if not given.isdecimal():
             msg = "triton_pool_reports_kept %r is no number of runs: give 0 to keep all, or more" % given
             return {**result, "failed": True, "changed": False, "msg": msg}
         keep = int(given)

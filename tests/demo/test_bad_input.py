@@ -221,6 +221,13 @@ def test_port_in_use(host: Host) -> None:
         port = held.getsockname()[1]
         message = "port %d on 127.0.0.1 is in use by pid %d" % (port, os.getpid())
         unchanged(host, message, triton_serve_grpc_port=port)
+        # The second place, which only a surge needs.
+        second = {
+            "triton_pool_strategy": "surge",
+            "triton_serve_grpc_port": port - 70,
+            "triton_serve_surge_port_offset": 70,
+        }
+        unchanged(host, "set triton_serve_grpc_port plus triton_serve_surge_port_offset to a free port", **second)
 
 
 def other(number: int) -> dict[str, Any]:

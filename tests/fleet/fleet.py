@@ -148,6 +148,8 @@ class Run:
 
     def kill(self) -> None:
         """As the power of the controller would fail: no process of it is left, nothing is cleaned up."""
+        if self.process.poll() is not None:
+            return
         # Its workers have sessions of their own, and would end their tasks.
         for pid in [self.process.pid, *descendants(self.process.pid)]:
             with suppress(ProcessLookupError):

@@ -127,9 +127,8 @@ class Host:
 
     def told(self) -> str:
         """What the servers, their supervisors and probes have logged, for whom a test fails."""
-        return "".join(
-            f"--- {path.name}\n{path.read_text('utf-8', 'replace')[-3000:]}\n" for path in (self.home / "logs").iterdir()
-        )
+        logs = sorted((self.home / "logs").iterdir())
+        return "".join(f"--- {path.name}\n{path.read_text('utf-8', 'replace')[-3000:]}\n" for path in logs)
 
     def serve(self, generation: str) -> None:
         self.server.switch(generation, self.server.before(), 30)

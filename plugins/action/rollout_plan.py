@@ -9,8 +9,10 @@ from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.trtllm.serving.plugins.plugin_utils import _pools, _survey
+from ansible_collections.trtllm.serving.plugins.plugin_utils import _filters, _pools, _survey
 from ansible_collections.trtllm.serving.plugins.plugin_utils._journal import Journal
+
+_filters.bring()
 
 STATES = ("validated", "foreseen", "planned")
 

@@ -238,13 +238,16 @@ def test_ansible_renders_the_same(tmp_path: Path) -> None:
     """Ansible itself, the way the role does it, against the environment that the other tests use."""
     # Braces in variables would be templates; the other tests have them.
     changes = {key: value for key, value in HOSTILE.items() if "{" not in str(value)}
-    names = [f"{line}/{model}" for line in LINES for model in ("tensorrt_llm", "ensemble")]
-    content = "{{ lookup('ansible.builtin.template', item ~ '.config.pbtxt.j2') }}"
-    copy = {"content": content, "dest": "{{ out }}/{{ item | replace('/', '-') }}", "mode": "0640"}
+    own = yaml.safe_load((_render.ROLE / "vars" / "main.yml").read_text("utf-8"))
+    names = ("__triton_serve_models", "__triton_serve_cut", "__triton_serve_newline", "__triton_serve_configs")
+    copy = {"content": "{{ __triton_serve_configs | to_json }}", "dest": "{{ out }}/{{ item }}.json", "mode": "0640"}
     role = tmp_path / "roles" / "render"
     (role / "tasks").mkdir(parents=True)
+    (role / "vars").mkdir()
     (role / "templates").symlink_to(_render.ROLE / "templates")
-    tasks = [{"name": "Render", "ansible.builtin.copy": copy, "loop": names}]
+    told = {**{name: own[name] for name in names}, "__triton_serve_line": "{{ item }}", "__triton_serve_paths": {}}
+    (role / "vars" / "main.yml").write_text(yaml.safe_dump(told), "utf-8")
+    tasks = [{"name": "Render", "ansible.builtin.copy": copy, "loop": list(LINES)}]
     (role / "tasks" / "main.yml").write_text(yaml.safe_dump(tasks), "utf-8")
     play = {"hosts": "localhost", "gather_facts": False, "roles": ["render"]}
     play["vars"] = _render.variables(**changes, out=str(tmp_path))
@@ -270,6 +273,6 @@ def test_ansible_renders_the_same(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in names:
-        line, model = name.split("/")
-        assert (tmp_path / f"{line}-{model}").read_text("utf-8") == _render.render(line, model, **changes)
+    for line in LINES:
+        rendered = json.loads((tmp_path / f"{line}.json").read_text("utf-8"))
+        assert rendered == {model: _render.render(line, model, **changes) for model in _render.MODELS}

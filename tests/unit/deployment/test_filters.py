@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.trtllm.serving.plugins.filter import release as filters
 
@@ -204,3 +208,18 @@ def test_a_second_server_needs_ports_of_its_own(offset: int, named: str) -> None
     ports = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
     assert serve(ports=ports, surge_port_offset=0) == [] == serve(ports=ports, surge_port_offset="100")
     assert named in serve(ports=ports, surge_port_offset=offset)[0]
+
+
+def test_the_first_action_of_a_run_brings_all_filters() -> None:
+    """Each process that Ansible forks for a host would compile them again."""
+    names = sorted(path.stem for path in Path(filters.__file__).parent.glob("*.py"))
+    code = (
+        "from ansible.plugins.loader import action_loader, init_plugin_loader; init_plugin_loader(sys.path);"
+        " action_loader.get('trtllm.serving.rollout_plan', class_only=True);"
+        " print(*sorted(n.rpartition('.')[2] for n in sys.modules if '.serving.plugins.filter.' in n))"
+    )
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.split() == names and "release" in names
+    validate = yaml.safe_load((Path(filters.__file__).parents[2] / "playbooks" / "validate.yml").read_text("utf-8"))
+    assert validate[0]["tasks"][0]["ansible.builtin.import_role"]["name"] == "trtllm.serving.triton_pool"

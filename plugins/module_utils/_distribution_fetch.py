@@ -12,10 +12,10 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Protocol, TypeVar
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import (
     Manifest,
@@ -40,6 +40,9 @@ _NOTE_BYTES = 8 * 1024 * 1024
 _READ = 4 * 1024 * 1024
 _LONGEST_PAUSE_S = 30.0
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 
 class Stopped(Exception):
     """Another piece failed, or the run was stopped."""
@@ -47,6 +50,39 @@ class Stopped(Exception):
 
 class Passing(DistributionError):
     """The network or a server that may be well again in a moment."""
+
+
+def side_by_side(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    stop: threading.Event,
+    meanwhile: Callable[[], None] | None = None,
+) -> list[Result]:
+    """What work makes of each item, several at a time. The first error sets stop, for the others, and is raised.
+
+    meanwhile is called a few times a second; what it raises ends the work too.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        jobs = [pool.submit(work, item) for item in items]
+        try:
+            pending = set(jobs)
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                if any(job.exception() is not None for job in done):
+                    break
+                if meanwhile is not None:
+                    meanwhile()
+        finally:
+            if not all(job.done() and job.exception() is None for job in jobs):
+                stop.set()
+            for job in jobs:
+                job.cancel()
+    errors = [job.exception() for job in jobs if not job.cancelled()]
+    # Those that were only stopped do not say why.
+    for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Stopped)):
+        raise error
+    return [job.result() for job in jobs]
 
 
 class Source(Protocol):
@@ -179,30 +215,14 @@ class Fetch:
 
     def _pieces(self, notes: Notes) -> None:
         self.there = 0
-        with ThreadPoolExecutor(max_workers=max(1, self.workers)) as pool:
-            jobs = [
-                pool.submit(self._one, index, piece, notes)
-                for index, piece in enumerate(self.made.pieces)
-                if self.wanted(piece)
-            ]
-            try:
-                pending = set(jobs)
-                while pending:
-                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                    if any(job.exception() is not None for job in done):
-                        break
-                    self._report()
-                    if self.tick is not None:
-                        self.tick()
-            finally:
-                if not all(job.done() and job.exception() is None for job in jobs):
-                    self.stop.set()
-                for job in jobs:
-                    job.cancel()
-        errors = [job.exception() for job in jobs if not job.cancelled()]
-        for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Stopped)):
-            raise error
+        missing = [(index, piece) for index, piece in enumerate(self.made.pieces) if self.wanted(piece)]
+        side_by_side(lambda each: self._one(*each, notes), missing, self.workers, self.stop, self._meanwhile)
         self._report()
+
+    def _meanwhile(self) -> None:
+        self._report()
+        if self.tick is not None:
+            self.tick()
 
     def _report(self) -> None:
         if self.tell is not None:

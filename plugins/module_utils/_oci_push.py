@@ -14,7 +14,6 @@ import io
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from ansible_collections.trtllm.serving.plugins.module_utils._distribution impor
     Missing,
     Piece,
 )
-from ansible_collections.trtllm.serving.plugins.module_utils._distribution_fetch import Stopped
+from ansible_collections.trtllm.serving.plugins.module_utils._distribution_fetch import Stopped, side_by_side
 
 if TYPE_CHECKING:
     from ansible_collections.trtllm.serving.plugins.module_utils._oci import RegistryStore
@@ -110,25 +109,7 @@ class Push:
         return found
 
     def _each(self, work: Any, items: Any) -> list[Any]:
-        with ThreadPoolExecutor(max_workers=self.store.workers) as pool:
-            jobs = [pool.submit(work, item) for item in items]
-            try:
-                pending = set(jobs)
-                while pending:
-                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                    if any(job.exception() is not None for job in done):
-                        break
-                    if self.store.tick is not None:
-                        self.store.tick()
-            finally:
-                if not all(job.done() and job.exception() is None for job in jobs):
-                    self.stop.set()
-                for job in jobs:
-                    job.cancel()
-        errors = [job.exception() for job in jobs if not job.cancelled()]
-        for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Stopped)):
-            raise error
-        return [job.result() for job in jobs]
+        return side_by_side(work, items, self.store.workers, self.stop, self.store.tick)
 
     def _path(self, piece: Piece) -> Path:
         folder, _slash, name = piece.file.partition("/")

@@ -313,9 +313,7 @@ def table(report: Report) -> list[str]:
         for row in rows
     ]
     lines += ["%s: %s" % (", ".join(hosts), said) for said, hosts in report.troubles()]
-    lines += [
-        "%s: %s" % (lane.host, lane.cause) for lane in report.lanes if lane.cause and lane.outcome not in TROUBLE
-    ]
+    lines += ["%s: %s" % (lane.host, lane.cause) for lane in report.lanes if lane.cause and lane.outcome not in TROUBLE]
     return lines + report.notes
 
 

@@ -17,7 +17,7 @@ from ansible.parsing.mod_args import ModuleArgsParser
 HOOKS = ("before_drain", "after_drain", "before_undrain", "after_rollout")
 BALANCERS = ("none", "haproxy")
 EXPIRED = ("fail", "continue")
-HAPROXY = {"host", "socket", "backend", "server", "state_file"}
+HAPROXY = {"host", "socket", "backend", "server", "state_file", "min_up"}
 BLOCKS = ("block", "rescue", "always")
 
 
@@ -87,6 +87,8 @@ def haproxy_problems(balancers: object, hosts: Iterable[str]) -> list[str]:
             for name in each
             if name not in HAPROXY
         ]
+        if not str(each.get("min_up", 0)).isdecimal():
+            problems.append("%s: min_up %r is no number of servers: give one of 0 or more" % (where, each["min_up"]))
     return problems
 
 

@@ -92,7 +92,7 @@ class Change:
         """Check mode: what would be done, with the refusals that there would be."""
         server, others = self.look()
         if self._to_do(server, state):
-            self._spare(others, state, min_up)
+            self._spare(server, others, state, min_up)
             self.result["changed"] = True
         return self._done(self.clock())
 
@@ -101,7 +101,7 @@ class Change:
         begun = self.clock()
         server, others = self.look()
         if self._to_do(server, "drained"):
-            self._spare(others, "drained", min_up)
+            self._spare(server, others, "drained", min_up)
             self._set("drain")
         self._save()
         try:
@@ -127,7 +127,7 @@ class Change:
         begun = self.clock()
         server, others = self.look()
         if self._to_do(server, "maint"):
-            self._spare(others, "maint", min_up)
+            self._spare(server, others, "maint", min_up)
             self._set("maint")
         self._save()
         return self._done(begun)
@@ -137,7 +137,9 @@ class Change:
             return server.state == "ready"
         return server.state != WANTED[state]
 
-    def _spare(self, others: list[Server], state: str, min_up: int) -> None:
+    def _spare(self, server: Server, others: list[Server], state: str, min_up: int) -> None:
+        if not server.usable:
+            return  # nothing is lost with it
         left = [each.name for each in others if each.usable and each.name != self.server]
         if len(left) < min_up:
             raise HaproxyError(

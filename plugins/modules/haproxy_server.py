@@ -65,7 +65,9 @@ options:
     choices: [fail, continue]
     default: fail
   min_up:
-    description: Other servers of the backend that must be up and ready; with fewer, the server is not taken out.
+    description:
+      - Other servers of the backend that must be up and ready; with fewer, the server is not taken out, unless it is
+        down itself.
     type: int
     default: 0
   expect_healthy:

@@ -139,6 +139,8 @@ def test_others_that_must_stay_up(fleet: Any, lb: Any) -> None:
     wait_for(lambda: not lb.up("gpu2"), "gpu2 is still up")
     result = lb.server("gpu1", "drained", min_up=1)
     assert result["failed"] and "0 other servers" in result["msg"]
+    # Nothing is lost with one that is down itself.
+    assert lb.server("gpu2", "drained", min_up=2)["changed"] and lb.states()["gpu2"] == "drain"
 
 
 def test_check_mode_only_looks(lb: Any) -> None:

@@ -93,6 +93,24 @@ def test_what_its_operator_has_drained_stays_so(pair: Any, drain: Callable[..., 
     assert states(pair) == ["ready", "maint"]
 
 
+def test_what_its_operator_has_drained_counts_for_those_that_must_serve(pair: Any, drain: Callable[..., str]) -> None:
+    """The plan asks the hosts, and each of them answers."""
+    plan = {"triton_pool_plan": {"pools": {"chat": {"min_available": 1}}}}
+    pair.balancers["lb2"].say("set server chat/gpu2 state drain")
+    try:
+        said = " ".join(drain(**plan).split())
+        refused = "TOLD chat/gpu1 is not drained: 0 other servers of the backend are up (none), and 1 must stay"
+        assert refused in said and "DRAINED" not in said, said
+        assert states(pair) == ["ready", "ready"]
+        assert "DRAINED ready ready" in drain("-e", "spared="), "one that has failed leaves anyway"
+        pair.hosts["gpu1"]["triton_serve_haproxy"][1]["min_up"] = 0
+        assert "DRAINED ready ready" in drain()
+    finally:
+        del pair.hosts["gpu1"]["triton_pool_plan"]
+        pair.balancers["lb2"].say("set server chat/gpu2 state ready")
+        wait_for(lambda: pair.balancers["lb2"].up("gpu2"), "gpu2 is not up again")
+
+
 def test_check_mode_changes_nothing(pair: Any, drain: Callable[..., str]) -> None:
     said = drain("--check", "--diff")
     assert "DRAINED ready ready" in said and "+drain" in said

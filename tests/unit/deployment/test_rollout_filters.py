@@ -93,6 +93,7 @@ def test_hooks_that_would_end_the_run_are_refused_before_it(tmp_path: Path, text
         ({"load_balancer": "haproxy", "haproxy": [{"socket": "/x"}]}, "has no host"),
         ({"load_balancer": "haproxy", "haproxy": [{"host": "lb9"}], "hosts": ["lb1"]}, "'lb9' is not in the inventory"),
         ({"load_balancer": "haproxy", "haproxy": [{"host": "lb1", "sock": "x"}]}, "has 'sock', which is not known"),
+        ({"load_balancer": "haproxy", "haproxy": [{"host": "lb1", "min_up": "50%"}]}, "min_up '50%' is no number of"),
         ({"drain_expired": "wait"}, "'wait' is not known: use fail or continue"),
         ({"drain_timeout": "soon"}, "'soon' is no number of seconds"),
         ({"drain_timeout": -1}, "-1 is no number of seconds"),

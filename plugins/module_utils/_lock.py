@@ -88,13 +88,15 @@ def _describe(holder: Mapping[str, Any]) -> str:
 class HostLock:
     """``with HostLock(home, "building engine 0123"):`` one at a time below this home.
 
-    A busy lock raises Locked at once; only when its holder's run is visibly gone is it waited for.
+    A busy lock raises Locked at once; only when its holder's run is visibly gone is it waited for: its processes have
+    ended, or another run has the host's lease by now.
     """
 
     def __init__(self, home: PathLike, what: str, *, orphan_wait_s: float = ORPHAN_WAIT_S) -> None:
         self.path = Path(home) / LOCK_NAME
         self.what = what
         self.orphan_wait_s = orphan_wait_s
+        self.run = ""
         self._fd: int | None = None
         self._end = threading.Event()
 
@@ -110,6 +112,7 @@ class HostLock:
         try:
             self._take(fd)
             self._fd = fd
+            self.run = self._run()
             self._write(stopping=False)
         except BaseException:
             self._fd = None
@@ -146,7 +149,8 @@ class HostLock:
             if not holder:
                 patience = min(_UNNAMED_WAIT_S, self.orphan_wait_s)
             else:
-                patience = self.orphan_wait_s if _is_orphan(holder) else 0.0
+                gone = _is_orphan(holder) or self._has_lost_the_host(holder)
+                patience = self.orphan_wait_s if gone else 0.0
             if time.monotonic() - started >= patience:
                 pid = holder.get("pid", "PID")
                 raise Locked(
@@ -155,6 +159,14 @@ class HostLock:
                     holder,
                 )
             time.sleep(_POLL_S)
+
+    def _has_lost_the_host(self, holder: Mapping[str, Any]) -> bool:
+        """Whether the holder's run had the host's lease, and has it no more: its controller may live elsewhere."""
+        run = holder.get("run")
+        return bool(run) and self._run() != run
+
+    def _run(self) -> str:
+        return str(RunLease(self.path.parent).read().get("run_id") or "")
 
     def _write(self, *, stopping: bool) -> None:
         if self._fd is None:
@@ -167,6 +179,8 @@ class HostLock:
             "host": socket.gethostname(),
             "what": self.what,
             "since": utc_now(),
+            # As it was when the lock was taken: meanwhile another run may have got the host.
+            "run": self.run,
             "stopping": stopping,
         }
         try:

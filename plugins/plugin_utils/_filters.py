@@ -4,8 +4,7 @@
 """The collection's filters, imported for an action plugin that a run begins with.
 
 Ansible loads an action plugin in the controller's own process and forks one for each host and task. What is imported by
-then is shared by all of them; otherwise each of them that meets a filter of the collection compiles all filters again,
-which takes it half as long as a module's whole run.
+then is shared by all of them; otherwise each of them that meets a filter of the collection compiles all filters again.
 
 Private to the collection.
 """

@@ -74,6 +74,22 @@ def test_holder_whose_caller_is_gone_is_waited_for(tmp_path: Path, holder: Any) 
     assert time.monotonic() - began >= 0.3
 
 
+def test_holder_whose_run_has_lost_the_host_is_waited_for(tmp_path: Path) -> None:
+    """A worker that outlived its controller may begin a module after that: then all of its ancestors live."""
+    take(tmp_path, "run-1", os.getpid())
+    first = HostLock(tmp_path, "switch").acquire()
+    began = time.monotonic()
+    with pytest.raises(Locked):
+        HostLock(tmp_path, "mine", orphan_wait_s=5).acquire()
+    assert time.monotonic() - began < 1, "its run has the host"
+    take(tmp_path, "run-2", os.getpid(), take_over=True)
+    ended = threading.Timer(0.3, first.release)
+    ended.start()
+    with HostLock(tmp_path, "mine", orphan_wait_s=5) as lock:
+        assert lock.held
+    ended.join()
+
+
 def test_lock_of_a_killed_holder_is_free(tmp_path: Path, holder: Any) -> None:
     holder.kill()
     holder.wait()

@@ -19,7 +19,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -38,19 +37,9 @@ import requests
 from ansible_collections.trtllm.serving.plugins.module_utils._readiness import Follower, Watch
 from ansible_collections.trtllm.serving.plugins.module_utils._server import Server
 from ansible_collections.trtllm.serving.plugins.module_utils._triton_http import TritonClient
+from ansible_collections.trtllm.serving.tests.demo._site import free_ports
 
 QUESTION = "What is machine learning?"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
 
 
 class Play:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT / ".collections"))
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact import making
 from ansible_collections.trtllm.serving.plugins.module_utils._docker_server import DockerServer
+from ansible_collections.trtllm.serving.tests.demo._site import free_ports
 
 NAME = "trtllm-test-server-%d" % os.getpid()
 OWNER = 4321
@@ -43,17 +44,6 @@ PLAY = """
   tasks:
     - ansible.builtin.import_role: {name: trtllm.serving.triton_serve, tasks_from: %s}
 """
-
-
-def free_ports(count: int) -> list[int]:
-    found = []
-    for _each in range(count):
-        found.append(socket.socket())
-        found[-1].bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in found]
-    for each in found:
-        each.close()
-    return ports
 
 
 def tool(*argv: object) -> None:

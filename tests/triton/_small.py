@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from ansible_collections.trtllm.serving.tests.demo._site import free_ports
 
 
 def venv() -> Path:
@@ -23,17 +23,6 @@ def venv() -> Path:
         pytest.skip("TRITONSERVER_VENV is not set: no tritonserver to ask")
     # Links are made to what is in it, from elsewhere.
     return Path(name).absolute()
-
-
-def free_ports(count: int) -> list[int]:
-    taken = [socket.socket() for _unused in range(count)]
-    try:
-        for each in taken:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in taken]
-    finally:
-        for each in taken:
-            each.close()
 
 
 class RealTriton:

@@ -21,7 +21,8 @@ import pytest
 from ansible_collections.trtllm.serving.plugins.module_utils import _server_state as state
 from ansible_collections.trtllm.serving.plugins.module_utils._generation import make, plan
 from ansible_collections.trtllm.serving.plugins.module_utils._server import SHM, Server, command_line
-from ansible_collections.trtllm.serving.tests.triton._small import free_ports, venv
+from ansible_collections.trtllm.serving.tests.demo._site import free_ports
+from ansible_collections.trtllm.serving.tests.triton._small import venv
 
 pytestmark = pytest.mark.triton
 
@@ -74,8 +75,10 @@ class Host:
         if not (python / stub).exists():
             minor = site.parent.name[len("python") :]
             (python / stub).symlink_to(self.triton / "python_backend_stubs" / minor / stub)
-        # Both slots' are free.
-        self.ports = next(ports for ports in iter(lambda: free_ports(3), None) if apart(ports))
+        # Both slots' are free, and stay so: no outgoing connection gets one.
+        free = free_ports(8 * OFFSET)
+        self.ports = [port for port in free if port + OFFSET in free][:3]
+        assert len({port + slot for port in self.ports for slot in (0, OFFSET)}) == 6, free
         self.server = Server(home)
 
     def generation(self, name: str, **probe: int) -> str:
@@ -133,10 +136,6 @@ class Host:
     def serve(self, generation: str) -> None:
         self.server.switch(generation, self.server.before(), 30)
         self.server.settle()
-
-
-def apart(ports: list[int]) -> bool:
-    return max(ports) + OFFSET < 65536 and not {port + OFFSET for port in ports} & set(ports)
 
 
 def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:

@@ -40,9 +40,9 @@ def free_ports(count: int) -> list[int]:
     last = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
     span = last - FIRST_PORT
     found: list[int] = []
-    # Two runs at once begin at different places.
+    # Two runs at once begin at different places, each with room for what it asks.
     for step in range(span):
-        port = FIRST_PORT + (os.getpid() * 17 + step) % span
+        port = FIRST_PORT + (os.getpid() * 97 + step) % span
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

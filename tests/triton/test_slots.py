@@ -75,10 +75,13 @@ class Host:
         if not (python / stub).exists():
             minor = site.parent.name[len("python") :]
             (python / stub).symlink_to(self.triton / "python_backend_stubs" / minor / stub)
-        # Both slots' are free, and stay so: no outgoing connection gets one.
-        free = free_ports(8 * OFFSET)
-        self.ports = [port for port in free if port + OFFSET in free][:3]
-        assert len({port + slot for port in self.ports for slot in (0, OFFSET)}) == 6, free
+        # Both slots' are free, and stay so: no outgoing connection gets one. Six different ones.
+        free = set(free_ports(8 * OFFSET))
+        self.ports: list[int] = []
+        while len(self.ports) < 3:
+            first = min(port for port in free if port + OFFSET in free)
+            self.ports.append(first)
+            free -= {first, first + OFFSET}
         self.server = Server(home)
 
     def generation(self, name: str, **probe: int) -> str:

@@ -27,7 +27,8 @@ STAGES = (
     "surge", "start", "load", "gpu", "smoke", "gate", "undrain", "bake", "promote", "settle", "drop", "restore",
     "balancer",
 )  # fmt: skip
-TROUBLE = ("failed", "lost", "skipped")
+BROKEN = ("failed", "lost")
+TROUBLE = (*BROKEN, "skipped")
 OPEN = "open"
 LOCK = ".report.lock"
 # What the steps that have parts took beside these.
@@ -86,6 +87,11 @@ class Lane:
             for span in self.spans
             if not span.within and any(each.within == span.stage and _overlaps(each, span) for each in parts)
         ]
+
+    def broke(self) -> Span | None:
+        """The step that was its last one, when that has failed."""
+        steps = [span for span in self.spans if not span.within]
+        return steps[-1] if steps and steps[-1].outcome in BROKEN else None
 
     def seconds(self) -> dict[str, float]:
         """How long each stage took in all."""
@@ -233,9 +239,15 @@ class _Builder:
         for host, cause in causes.items() if isinstance(causes, Mapping) else ():
             lane = self.lane(str(host), pool)
             if not lane.outcome:
-                lane.outcome, lane.cause = "lost", str(cause)
+                self.before_the_rollout(lane, str(cause))
         if found.get("stopped"):
             self._note(str(found["stopped"]))
+
+    @staticmethod
+    def before_the_rollout(lane: Lane, otherwise: str) -> None:
+        """The plan only knows that the host is gone; the step that failed knows why."""
+        broke = lane.broke()
+        lane.outcome, lane.cause = (broke.outcome, broke.cause or otherwise) if broke else ("lost", otherwise)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -257,6 +269,9 @@ def finished(builder: _Builder, run: Mapping[str, Any]) -> Report:
     lanes = sorted(builder.lanes.values(), key=lambda lane: (pools.index(lane.pool), lane.batch or last))
     for lane in lanes:
         lane.spans.sort(key=lambda span: span.start)
+        # A run whose hosts have all failed has come to no plan.
+        if not lane.outcome and not lane.batch and lane.broke():
+            builder.before_the_rollout(lane, "")
     started = _number(run.get("started")) or builder.first
     return Report(str(run.get("id") or ""), started, max(builder.last, started), lanes, builder.notes)
 

@@ -88,7 +88,10 @@ class StepAction(ActionBase):  # type: ignore[misc]
                 with watcher:
                     result = self._call(task_vars, host, module_name or self._task.action, arguments)
         except BaseException as exc:
-            journal.event(host, pool, name, "end", "failed", cause=self._cause({"msg": exc}))
+            outcome = "lost" if isinstance(exc, AnsibleConnectionFailure) and self._where(host) == host else "failed"
+            journal.event(host, pool, name, "end", outcome, cause=self._cause({"msg": exc}))
+            if journal.path is not None:
+                so_far(task_vars)
             raise
         outcome = "failed" if result.get("failed") or result.get("unreachable") else "ok"
         outcome = "lost" if result.get("lost") else outcome
@@ -115,12 +118,15 @@ class StepAction(ActionBase):  # type: ignore[misc]
             value = None
         return str(value or POOL_DEFAULT)
 
+    def _where(self, host: str) -> str:
+        return str(getattr(self._task, "delegate_to", None) or host)
+
     def _cause(self, result: Mapping[str, Any]) -> str:
         return HIDDEN if self._task.no_log else first_line(result.get("msg"))
 
     def _call(self, task_vars: dict[str, Any], host: str, module: str, arguments: dict[str, Any]) -> dict[str, Any]:
         rolling = truth(task_vars.get(ROLLING))
-        where = str(getattr(self._task, "delegate_to", None) or host)
+        where = self._where(host)
         try:
             result: dict[str, Any] = self._execute_module(
                 module_name=module, module_args=arguments, task_vars=task_vars

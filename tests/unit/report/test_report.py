@@ -130,6 +130,30 @@ def test_what_hosts_have_registered_stands_above_the_journal() -> None:
     assert report.failures() == {"chat001": "failed: it broke (no server)", "chat004": "lost: no route"}
 
 
+def test_a_host_that_has_failed_before_the_plan_tells_the_step_and_not_only_that_it_is_gone() -> None:
+    story = Story()
+    story.step(0, "a", "p", "convert", 2.0)
+    story.step(2, "a", "p", "build", 3.0, outcome="failed", cause="trtllm-build: no memory")
+    story.step(0, "b", "p", "fetch", 3.0, outcome="lost", cause="No route to host")
+    # Failed once, and was tried again.
+    story.step(0, "c", "p", "image", 1.0, outcome="failed", cause="the registry is busy")
+    story.step(1, "c", "p", "image", 1.0)
+    said = {"a": "failed: trtllm-build: no memory", "b": "lost: No route to host"}
+    # Without a plan, where nobody is left; and with the one that the others have.
+    everybody = {host: ("p", {}) for host in "abcd"}
+    report = _report.of_run(story.events, RUN, {}, everybody)
+    assert report.failures() == said and [each.outcome for each in report.lanes] == ["failed", "lost", "", ""]
+    causes = dict.fromkeys("abd", "failed or lost before the rollout")
+    story.add(6, None, "p", "plan", "note", batches=[["c"]], causes=causes, unchanged=[])
+    said["d"] = "lost: failed or lost before the rollout"
+    assert _report.build(story.events, RUN).failures() == said
+    plan = {"pools": {"p": {"batches": [["c"]], "causes": causes}}}
+    assert _report.of_run(story.events, RUN, plan, {}).failures() == said
+    # What fails in a batch is for its outcome to tell.
+    story.step(7, "c", "p", "gate", 1.0, outcome="failed", cause="slow")
+    assert _report.build(story.events, RUN).failures() == said
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

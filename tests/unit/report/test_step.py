@@ -159,6 +159,13 @@ def test_elsewhere_a_lost_connection_is_what_ansible_says(bench: Bench) -> None:
     assert bench.events()[-1]["outcome"] == "failed"
 
 
+def test_elsewhere_a_lost_host_is_reported_as_lost_at_once(bench: Bench) -> None:
+    done = bench.play({"work": {}}, ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=1)
+    assert done.returncode == 4 and "unreachable=1" in done.stdout
+    row = json.loads((bench.dir / "report.jsonl").read_text(encoding="utf-8"))
+    assert (row["host"], row["outcome"]) == ("a", "lost") and row["cause"].startswith("Failed to connect")
+
+
 def test_in_a_rollout_a_lost_host_is_marked_as_lost(bench: Bench) -> None:
     rescued = {"block": [{"work": {}, "register": "found"}], "rescue": RESCUED["rescue"]}
     done = bench.play(rescued, __triton_serve_rolling=True, ansible_connection="ssh", ansible_host="127.0.0.1",

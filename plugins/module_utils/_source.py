@@ -53,7 +53,7 @@ _KNOWN = (
     (r"git-lfs: (command )?not found|'lfs' is not a git command|run git-lfs", "install the package git-lfs"),
     (r"smudge|\blfs\b|object does not exist", "see that the repository's large file storage has them"),
     (r"could not resolve host|temporary failure in name resolution", "set a mirror or a proxy, or correct the URL"),
-    (r"authentication failed|could not read username|permission denied|403", "let root on the host read it"),
+    (r"authentication failed|could not read username|permission denied|\b403\b", "let root on the host read it"),
     (r"no space left|disk quota", "free some space, or choose another trtllm_home"),
     (r"certificate", "let the host trust the server's certificate authority"),
     (r"does not exist|not found|does not appear to be a git repository", "correct the URL or the mirror"),
@@ -233,7 +233,8 @@ def git_failure(tail: Sequence[str], rc: int, what: str, log: Path) -> str:
     said = [line for line in lines if re.match(r"(remote: )?(fatal|error|ERROR)\b|\[[0-9a-f]{64}\]", line)]
     said = said or [line for line in lines if re.search(r"error|failed", line, re.I)] or lines or [f"rc {rc}"]
     text = said[0]
-    everything = " ".join([what, *lines])
+    # A repository's address has words and digits of its own, a port too.
+    everything = re.sub(r"\w+://\S+", "", " ".join([what, *lines]))
     remedy = next((remedy for pattern, remedy in _KNOWN if re.search(pattern, everything, re.I)), "see the log")
     return f"{what} failed: {text}; {remedy} (log {log})"
 

@@ -180,6 +180,14 @@ def test_failures_of_git(tail: list[str], parts: list[str]) -> None:
     assert "run_command" not in said
 
 
+def test_the_address_of_a_repository_says_nothing_about_a_failure() -> None:
+    what = "cloning http://certificate.lfs:45403/403.git at " + "0" * 40
+    tail = ["fatal: remote error: upload-pack: not our ref " + "0" * 40]
+    assert "name a tag or commit that the repository has" in git_failure(tail, 128, what, Path("/log"))
+    tail = ["fatal: unable to access 'http://x:45403/x.git/': The requested URL returned error: 403"]
+    assert "let root on the host read it" in git_failure(tail, 128, what, Path("/log"))
+
+
 def test_pointers_are_found_and_nothing_else(tmp_path: Path) -> None:
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     for name in (".git/lfs/x", "a/pointer", "b/long", "b/other", "b/link"):

@@ -96,7 +96,7 @@ class HostLock:
         self.path = Path(home) / LOCK_NAME
         self.what = what
         self.orphan_wait_s = orphan_wait_s
-        self.run = ""
+        self._run = ""
         self._fd: int | None = None
         self._end = threading.Event()
 
@@ -112,7 +112,7 @@ class HostLock:
         try:
             self._take(fd)
             self._fd = fd
-            self.run = self._run()
+            self._run = self._leased_to()
             self._write(stopping=False)
         except BaseException:
             self._fd = None
@@ -163,9 +163,9 @@ class HostLock:
     def _has_lost_the_host(self, holder: Mapping[str, Any]) -> bool:
         """Whether the holder's run had the host's lease, and has it no more: its controller may live elsewhere."""
         run = holder.get("run")
-        return bool(run) and self._run() != run
+        return bool(run) and self._leased_to() != run
 
-    def _run(self) -> str:
+    def _leased_to(self) -> str:
         return str(RunLease(self.path.parent).read().get("run_id") or "")
 
     def _write(self, *, stopping: bool) -> None:
@@ -180,7 +180,7 @@ class HostLock:
             "what": self.what,
             "since": utc_now(),
             # As it was when the lock was taken: meanwhile another run may have got the host.
-            "run": self.run,
+            "run": self._run,
             "stopping": stopping,
         }
         try:

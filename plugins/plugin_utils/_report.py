@@ -20,6 +20,7 @@ from typing import Any
 
 from ansible_collections.trtllm.serving.plugins.module_utils._artifact_files import human
 from ansible_collections.trtllm.serving.plugins.plugin_utils._journal import Journal
+from ansible_collections.trtllm.serving.plugins.plugin_utils._pools import FAILED, GONE
 
 # In the order in which they happen. What else a journal names comes after these.
 STAGES = (
@@ -27,8 +28,7 @@ STAGES = (
     "surge", "start", "load", "gpu", "smoke", "gate", "undrain", "bake", "promote", "settle", "drop", "restore",
     "balancer",
 )  # fmt: skip
-BROKEN = ("failed", "lost")
-TROUBLE = (*BROKEN, "skipped")
+TROUBLE = (*FAILED, "skipped")
 OPEN = "open"
 LOCK = ".report.lock"
 # What the steps that have parts took beside these.
@@ -88,10 +88,13 @@ class Lane:
             if not span.within and any(each.within == span.stage and _overlaps(each, span) for each in parts)
         ]
 
-    def broke(self) -> Span | None:
-        """The step that was its last one, when that has failed."""
-        steps = [span for span in self.spans if not span.within]
-        return steps[-1] if steps and steps[-1].outcome in BROKEN else None
+    def ended(self, gone: str = "") -> None:
+        """The outcome of a host that came to none by the plan; why it is ``gone`` is known best by the last step."""
+        last = next((span for span in reversed(self.spans) if not span.within), None)
+        if last is not None and last.outcome in FAILED:
+            self.outcome, self.cause = last.outcome, last.cause or gone
+        elif gone:
+            self.outcome, self.cause = "lost", gone
 
     def seconds(self) -> dict[str, float]:
         """How long each stage took in all."""
@@ -239,15 +242,9 @@ class _Builder:
         for host, cause in causes.items() if isinstance(causes, Mapping) else ():
             lane = self.lane(str(host), pool)
             if not lane.outcome:
-                self.before_the_rollout(lane, str(cause))
+                lane.ended(str(cause) or GONE)
         if found.get("stopped"):
             self._note(str(found["stopped"]))
-
-    @staticmethod
-    def before_the_rollout(lane: Lane, otherwise: str) -> None:
-        """The plan only knows that the host is gone; the step that failed knows why."""
-        broke = lane.broke()
-        lane.outcome, lane.cause = (broke.outcome, broke.cause or otherwise) if broke else ("lost", otherwise)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -270,8 +267,8 @@ def finished(builder: _Builder, run: Mapping[str, Any]) -> Report:
     for lane in lanes:
         lane.spans.sort(key=lambda span: span.start)
         # A run whose hosts have all failed has come to no plan.
-        if not lane.outcome and not lane.batch and lane.broke():
-            builder.before_the_rollout(lane, "")
+        if not lane.outcome and not lane.batch:
+            lane.ended()
     started = _number(run.get("started")) or builder.first
     return Report(str(run.get("id") or ""), started, max(builder.last, started), lanes, builder.notes)
 
